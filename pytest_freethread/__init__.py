@@ -1,0 +1,43 @@
+"""pytest-freethread: validate thread safety with pytest. The public names, lazily loaded."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_freethread.errors import SettingError, ThreadSafetyError
+    from pytest_freethread.harness import stress
+    from pytest_freethread.records import Finding, Plan, Result, Verdict
+
+__all__ = [
+    "Finding",
+    "Plan",
+    "Result",
+    "SettingError",
+    "ThreadSafetyError",
+    "Verdict",
+    "stress",
+]
+
+_HOMES = {
+    "Finding": "records",
+    "Plan": "records",
+    "Result": "records",
+    "SettingError": "errors",
+    "ThreadSafetyError": "errors",
+    "Verdict": "records",
+    "stress": "harness",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

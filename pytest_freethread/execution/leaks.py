@@ -1,0 +1,108 @@
+"""Threads that outlive the code that started them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from pytest_freethread.execution import stacks
+from pytest_freethread.interpreter import Lock, monotonic
+from pytest_freethread.records import Leak, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_STARTED_AT = "_freethread_started_at"
+_OURS = "_freethread_carrier"
+
+_lock = Lock()
+_watches = 0
+_real_start: Callable[[threading.Thread], None] = threading.Thread.start
+
+
+def _start(thread: threading.Thread) -> None:
+    """`Thread.start`, which first notes who calls it."""
+    setattr(thread, _STARTED_AT, stacks.callers(sys._getframe(1)))  # noqa: SLF001 - documented
+    _real_start(thread)
+
+
+def mark_as_ours(thread: threading.Thread) -> None:
+    """Say that a thread belongs to the harness and is no leak."""
+    setattr(thread, _OURS, True)
+
+
+class ThreadWatch:
+    """Notes which threads are started between its creation and `stop()`, and where."""
+
+    def __init__(self) -> None:
+        global _watches  # noqa: PLW0603 - `Thread.start` is one for the whole process
+        self._before = set(threading.enumerate())
+        self._watching = True
+        with _lock:
+            if _watches == 0:
+                threading.Thread.start = _start  # type: ignore[method-assign]
+            _watches += 1
+
+    def stop(self) -> None:
+        """Stop watching; may be called again."""
+        global _watches  # noqa: PLW0603 - see above
+        with _lock:
+            if self._watching:
+                self._watching = False
+                _watches -= 1
+                if _watches == 0:
+                    threading.Thread.start = _real_start  # type: ignore[method-assign]
+
+    def running(self) -> list[threading.Thread]:
+        """The threads that were started since and still run, without the harness's own."""
+        return [
+            thread
+            for thread in threading.enumerate()
+            if thread not in self._before and not hasattr(thread, _OURS)
+        ]
+
+    def leaks(self, *, grace: float) -> tuple[Leak, ...]:
+        """What still runs after `grace` seconds for all, grouped by where it was started."""
+        until = monotonic() + grace
+        for thread in self.running():
+            if not _is_pool_worker(thread):
+                thread.join(max(0.0, until - monotonic()))
+        groups: dict[tuple[tuple[Place, ...], bool, bool], list[threading.Thread]] = {}
+        for thread in self.running():
+            started_at: tuple[Place, ...] = getattr(thread, _STARTED_AT, ())
+            key = (started_at, thread.daemon, _is_background(thread, started_at))
+            groups.setdefault(key, []).append(thread)
+        return tuple(_leak(key, threads) for key, threads in groups.items())
+
+
+def _leak(key: tuple[tuple[Place, ...], bool, bool], threads: list[threading.Thread]) -> Leak:
+    started_at, daemon, background = key
+    first = threads[0]
+    states = stacks.examine({first.ident or 0: (None, first.name)})
+    return Leak(
+        names=tuple(thread.name for thread in threads),
+        started_at=started_at,
+        state=states[0] if states else stacks.ThreadState(thread=None, name=first.name, stack=()),
+        daemon=daemon,
+        background=background,
+    )
+
+
+def _is_background(thread: threading.Thread, started_at: tuple[Place, ...]) -> bool:
+    if _is_pool_worker(thread):
+        return True
+    return thread.daemon and bool(started_at) and stacks.is_foreign(started_at[-1].file)
+
+
+def _is_pool_worker(thread: threading.Thread) -> bool:
+    """Whether it idles in a `ThreadPoolExecutor` that somebody still holds on to.
+
+    Such a thread ends when its executor is dropped or shut down, or at exit.
+    """
+    target: Any = getattr(thread, "_target", None)
+    arguments: Any = getattr(thread, "_args", ())
+    if getattr(target, "__module__", None) != "concurrent.futures.thread" or not arguments:
+        return False
+    executor = arguments[0]()  # a weak reference to it
+    return executor is not None and not getattr(executor, "_shutdown", True)

@@ -1,0 +1,138 @@
+"""Leaf: facts about the interpreter and the machine, and the real primitives.
+
+The primitives are bound here at import, so that the harness keeps working while somebody patches
+`threading` or `time`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import platform
+import queue
+import sys
+import sysconfig
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Thread = threading.Thread
+Lock = _thread.allocate_lock
+SimpleQueue = queue.SimpleQueue
+monotonic = time.monotonic
+perf_counter = time.perf_counter
+get_ident = _thread.get_ident
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpreter:
+    """Facts about this process, at the time of asking.
+
+    Attributes:
+        name: such as `CPython 3.13.5`.
+        free_threaded: whether the build can run without the GIL (PEP 703).
+        gil: whether the GIL is on now; a free-threaded build can have it on too.
+        cores: how many cores this process may use.
+    """
+
+    name: str
+    free_threaded: bool
+    gil: bool
+    cores: int
+
+    def __str__(self) -> str:
+        build = " free-threaded" if self.free_threaded else ""
+        gil = "on" if self.gil else "off"
+        cores = f"{self.cores} core" + "s" * (self.cores != 1)
+        return f"{self.name}{build}, GIL {gil}, {cores}"
+
+
+def gil_enabled() -> bool:
+    """Whether the GIL is on now."""
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+
+
+def usable_cores() -> int:
+    """The number of cores that this process may run on (its affinity, where there is one)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def core_settler(index: int) -> Callable[[], object]:
+    """What a thread calls to go on running on the core that is its own by its index.
+
+    The kernel likes to wake threads on the core of whoever wakes them; two that shall meet would
+    take turns there instead of running at once. The thread is moved, not tied: what it starts
+    does not inherit anything, and it sees all cores. Does nothing where the platform cannot.
+    """
+    if gil_enabled() or not hasattr(os, "sched_setaffinity"):
+        return lambda: None
+    allowed = os.sched_getaffinity(0)
+    own = {sorted(allowed)[index % len(allowed)]}
+
+    def settle() -> None:
+        os.sched_setaffinity(0, own)
+        os.sched_setaffinity(0, allowed)
+
+    return settle
+
+
+def facts() -> Interpreter:
+    """The facts about this process."""
+    return Interpreter(
+        name=f"{platform.python_implementation()} {platform.python_version()}",
+        free_threaded=bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+        gil=gil_enabled(),
+        cores=usable_cores(),
+    )
+
+
+def inherits_context() -> bool:
+    """Whether a new thread starts with a copy of its starter's `contextvars` context (3.14)."""
+    return bool(getattr(sys.flags, "thread_inherit_context", 0))
+
+
+def warnings_are_per_context() -> bool:
+    """Whether `warnings.catch_warnings` acts on its own context instead of the process (3.14)."""
+    return bool(getattr(sys.flags, "context_aware_warnings", 0))
+
+
+def core_yielder() -> Callable[[], object]:
+    """What a spinning thread calls to let others run.
+
+    `sched_yield` costs least, but holds on to the GIL before 3.12, where `sleep(0)` lets go of it.
+    """
+    if hasattr(os, "sched_yield") and sys.version_info >= (3, 12):
+        return os.sched_yield
+
+    sleep = time.sleep
+    return lambda: sleep(0)
+
+
+_switch_lock = Lock()
+_switch_users = 0
+_switch_before = 0.0
+
+
+@contextlib.contextmanager
+def switch_interval(seconds: float) -> Iterator[None]:
+    """Ask GIL builds to switch threads every `seconds`; restored when the last user leaves."""
+    global _switch_users, _switch_before  # noqa: PLW0603 - it is a setting of the whole process
+    with _switch_lock:
+        if _switch_users == 0:
+            _switch_before = sys.getswitchinterval()
+            sys.setswitchinterval(seconds)
+        _switch_users += 1
+    try:
+        yield
+    finally:
+        with _switch_lock:
+            _switch_users -= 1
+            if _switch_users == 0:
+                sys.setswitchinterval(_switch_before)

@@ -1,0 +1,82 @@
+"""Everything that knows pytest: hooks, options/ini/markers → Plan, items and fixtures, terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_freethread import interpreter
+from pytest_freethread.errors import SettingError
+from pytest_freethread.plugin import gil, options
+from pytest_freethread.plugin.items import round_index_key, thread_index_key
+from pytest_freethread.plugin.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_freethread.records import Result
+
+_gil_watch = gil.GilWatch()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options; watch imports from here on, before any conftest is loaded."""
+    options.add(parser)
+    _gil_watch.start()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the settings, so that nonsense ends the session before it starts."""
+    for marker in options.MARKERS:
+        config.addinivalue_line("markers", marker)
+    try:
+        options.check(config)
+    except SettingError as error:
+        raise pytest.UsageError(str(error)) from None
+    facts = interpreter.facts()
+    if options.flag(config, "freethread-require-nogil") and facts.gil:
+        culprit = _gil_watch.culprit
+        why = f"; importing {culprit} switched it on" if culprit else ""
+        raise pytest.UsageError(
+            f"--freethread-require-nogil: the GIL is on ({facts}{why}); {gil.HOW_TO_GET_ONE}"
+        )
+    config.pluginmanager.register(Session(config, _gil_watch), "freethread-session")
+
+
+def pytest_unconfigure() -> None:
+    """Put the import system back as it was."""
+    _gil_watch.stop()
+
+
+@pytest.fixture
+def thread_index(request: pytest.FixtureRequest) -> int:
+    """Index of the thread that runs the test, from 0 on; 0 where it runs on one thread."""
+    index: int = request.node.stash.get(thread_index_key, 0)
+    return index
+
+
+@pytest.fixture
+def round_index(request: pytest.FixtureRequest) -> int:
+    """Index of the round, from 0 on; 0 where there are no rounds."""
+    index: int = request.node.stash.get(round_index_key, 0)
+    return index
+
+
+class Verbs:
+    """The harness's verbs with a test's plan as their defaults; see the functions of that name."""
+
+    def __init__(self, defaults: dict[str, Any]) -> None:
+        self._defaults = defaults
+
+    def stress(self, *bodies: Callable[..., object], **settings: Any) -> Result:
+        """`pytest_freethread.stress`."""
+        from pytest_freethread.harness import stress
+
+        return stress(*bodies, **{**self._defaults, **settings})
+
+
+@pytest.fixture
+def freethread(request: pytest.FixtureRequest) -> Verbs:
+    """`stress(...)` with the test's plan (marker, options, ini) as defaults."""
+    return Verbs(options.verb_defaults(request.node))

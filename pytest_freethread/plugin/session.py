@@ -1,0 +1,174 @@
+"""The hooks of one session: decide how each test runs, watch it, collect what is to be said."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_freethread.errors import SettingError
+from pytest_freethread.plugin import demotion, leaving, options, terminal
+from pytest_freethread.plugin.items import ParallelTest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from pytest_freethread.plugin.gil import GilWatch
+
+_note_key = pytest.StashKey[dict[str, Any]]()
+_test_key = pytest.StashKey[ParallelTest]()
+
+
+class Session:
+    """A plugin object, registered for the length of a session."""
+
+    def __init__(self, config: pytest.Config, gil_watch: GilWatch) -> None:
+        self._config = config
+        self._gil = gil_watch
+        self._require_nogil = options.flag(config, "freethread-require-nogil")
+        self._strict = options.flag(config, "freethread-strict")
+        self._summary = terminal.Summary()
+        self._progress = terminal.Progress(config)
+        self._status = 0
+        self._stuck = False
+
+    def pytest_unconfigure(self) -> None:
+        """Let go of the terminal."""
+        self._progress.close()
+
+    def pytest_report_header(self, config: pytest.Config) -> str | None:
+        """Say what is to be done, where it is done to every test."""
+        if options.flag(config, "freethread"):
+            return terminal.header(options.session_plan(config))
+        return None
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Give xdist's workers the session's seed."""
+        node.workerinput["freethread_seed"] = options.session_plan(node.config).seed
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(
+        self, collector: pytest.Collector
+    ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Know what is being collected when an import switches the GIL on."""
+        self._gil.during = f"collecting {collector.nodeid or 'the session'}"
+        return (yield)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Decide for each test how it is run."""
+        try:
+            for item in items:
+                self._prepare(item)
+        except SettingError as error:
+            raise pytest.UsageError(str(error)) from None
+
+    def _prepare(self, item: pytest.Item) -> None:
+        planned = options.item_plan(item)
+        if planned is None:
+            return
+        plan, shared = planned
+        alone = demotion.left_alone(item)
+        if alone is not None:
+            item.stash[_note_key] = {"how": "left alone", "why": alone}
+            return
+        assert isinstance(item, pytest.Function)
+        why = options.unsafe_reason(item)
+        if why is None:
+            why = demotion.reason(item, shared)
+            if why is not None and self._strict:
+                _fail_in_setup(item, f"--freethread-strict: it cannot run in parallel: it {why}")
+        if why is not None:
+            item.stash[_note_key] = {"how": "one thread", "why": why}
+            return
+        test = item.stash[_test_key] = ParallelTest(item, plan, shared)
+        test.progress = lambda rounds, failures: self._progress.show(
+            item.nodeid, plan, rounds, failures
+        )
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Know which test runs when an import switches the GIL on."""
+        self._gil.during = nodeid
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
+        """Take the progress line away, and notice of threads that are stuck or left behind."""
+        test = item.stash.get(_test_key, None)
+        try:
+            return (yield)
+        finally:
+            self._progress.clear()
+            if test is not None and test.left_threads and not self._stuck:
+                self._stuck = True
+                leaving.never_wait_at_exit(lambda: self._status)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
+        """Do not let a tear-down wait for threads that never come back."""
+        if not self._stuck:
+            return (yield)
+        with leaving.interruptible(options.session_plan(item.config).deadline):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Put on the report how the test was run, as plain values that cross xdist."""
+        report: Any = yield
+        note = item.stash.get(_note_key, None)
+        test = item.stash.get(_test_key, None)
+        if test is not None and call.when == "call":
+            note = test.note()
+        if note is not None and (call.when == "call" or not report.passed):
+            report.freethread = note
+        if self._gil.culprit is not None:
+            report.freethread_gil = [self._gil.culprit, self._gil.culprit_during]
+        return report  # type: ignore[no-any-return]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Hand what a report carries to the summary; on a controller, from all workers."""
+        if hasattr(report, "freethread"):
+            expected = hasattr(report, "wasxfail")
+            self._summary.add(report.nodeid, report.freethread, failure_expected=expected)
+        if hasattr(report, "freethread_gil"):
+            self._summary.add_gil(*report.freethread_gil)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(
+        self, report: Any, config: pytest.Config
+    ) -> tuple[str, str, str] | None:
+        """A letter and a word of its own for a test that passed in parallel."""
+        note = getattr(report, "freethread", None)
+        if not note or note["how"] != "parallel" or not report.passed or hasattr(report, "wasxfail"):
+            return None
+        return "passed", _letter(config), f"PASSED [{terminal.amount(note)}]"
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail the session over the GIL if asked to; remember the status for a forced exit."""
+        if self._gil.culprit is not None:
+            self._summary.add_gil(self._gil.culprit, self._gil.culprit_during)
+        if self._require_nogil and self._summary.gil and not session.exitstatus:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        self._status = int(session.exitstatus)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what ran in parallel, what did not and why, and what was found."""
+        self._summary.write(terminalreporter, gil_is_error=self._require_nogil)
+
+
+def _fail_in_setup(item: pytest.Function, message: str) -> None:
+    def setup() -> None:
+        pytest.fail(message, pytrace=False)
+
+    item.setup = setup  # type: ignore[method-assign]
+
+
+def _letter(config: pytest.Config) -> str:
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    stream = getattr(getattr(reporter, "_tw", None), "_file", sys.stdout)
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    return "⁝" if "utf" in encoding.lower() else ":"

@@ -1,0 +1,163 @@
+"""What the session's header, letters and summary say."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+
+from pytest_freethread import interpreter
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_freethread.plugin.gil import GilWatch
+    from pytest_freethread.records import Plan
+
+_MOST_PLACES = 3
+
+
+def header(plan: Plan) -> str:
+    """One line: the interpreter, and what each test will go through."""
+    budget = f" or {plan.seconds:g} s" if plan.seconds is not None else ""
+    return (
+        f"freethread: {interpreter.facts()}; stress, {plan.threads} threads × {plan.rounds} rounds"
+        f"{budget}, seed {plan.seed}"
+    )
+
+
+def amount(note: dict[str, Any]) -> str:
+    """How much a test ran in parallel, such as `8 threads x 50`."""
+    done, planned = note["rounds"], note["planned"]
+    return f"{note['threads']} threads x {done}" + (f" of {planned}" if done < planned else "")
+
+
+class Summary:
+    """Collects what the reports say of each test; on a controller, of all workers' tests.
+
+    Reports carry a dict of plain values as their attribute `freethread`, so that it crosses xdist:
+    `how` (`parallel`, `one thread`, `left alone`), `why`, and for parallel ones what they did.
+    """
+
+    def __init__(self) -> None:
+        self._notes: dict[str, dict[str, Any]] = {}
+        self.gil: set[tuple[str, str]] = set()
+
+    def add(self, nodeid: str, note: dict[str, Any], *, failure_expected: bool) -> None:
+        """Take a report's note; what a test is expected to fail with is no finding."""
+        self._notes[nodeid] = {**note, "findings": []} if failure_expected else note
+
+    def add_gil(self, module: str, during: str) -> None:
+        """Take note that importing a module switched the GIL on."""
+        self.gil.add((module, during))
+
+    def write(self, terminal: pytest.TerminalReporter, *, gil_is_error: bool) -> None:
+        """Write the section, if there is anything to say."""
+        if not self._notes and not (self.gil and gil_is_error):
+            return
+        terminal.section("freethread")
+        if self._notes:
+            self._write_counts(terminal)
+            self._write_reasons(terminal)
+            self._write_remarks(terminal)
+        self._write_findings(terminal, "error" if gil_is_error else "note")
+        self._write_worth(terminal)
+
+    def _by(self, how: str) -> dict[str, dict[str, Any]]:
+        return {nodeid: note for nodeid, note in self._notes.items() if note["how"] == how}
+
+    def _write_counts(self, terminal: pytest.TerminalReporter) -> None:
+        parallel = len(self._by("parallel"))
+        one, alone = len(self._by("one thread")), len(self._by("left alone"))
+        tests = "test" if parallel == 1 else "tests"
+        terminal.line(f"{parallel} {tests} ran in parallel, {one} on one thread, {alone} left alone")
+
+    def _write_reasons(self, terminal: pytest.TerminalReporter) -> None:
+        places: dict[str, list[str]] = defaultdict(list)
+        for nodeid, note in self._notes.items():
+            if note["how"] != "parallel":
+                places[note["why"]].append(nodeid)
+        width = max(map(len, places), default=0)
+        for why, nodeids in sorted(places.items(), key=lambda each: -len(each[1])):
+            verbose = terminal.verbosity > 0
+            names = nodeids if verbose else _files(nodeids)
+            shown = names if verbose else names[:_MOST_PLACES]
+            more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+            terminal.line(f"{len(nodeids):>4}  {why:<{width}}  {', '.join(shown)}{more}")
+
+    def _write_remarks(self, terminal: pytest.TerminalReporter) -> None:
+        for nodeid, note in self._by("parallel").items():
+            if note["cut"]:
+                terminal.line(f"   cut short after {amount(note)}: {note['cut']}  {nodeid}")
+            if note["skipped"] and note["skipped"] < note["executions"]:
+                skipped = f"{note['skipped']} of {note['executions']} executions"
+                terminal.line(f"   skipped in {skipped}: {note['skip']}  {nodeid}")
+
+    def _write_findings(self, terminal: pytest.TerminalReporter, gil: str) -> None:
+        rows = [
+            (gil, f"gil: importing {module} switched the GIL on", during)
+            for module, during in sorted(self.gil)
+        ]
+        rows += [
+            (severity, f"{kind}: {message.splitlines()[0]}", nodeid)
+            for nodeid, note in self._by("parallel").items()
+            for severity, kind, message in note["findings"]
+        ]
+        if not rows:
+            return
+        count = Counter(severity for severity, _, _ in rows)
+        terminal.line(f"{_plural(count['error'], 'finding')}, {_plural(count['note'], 'note')}")
+        for severity, message, nodeid in sorted(rows, key=lambda row: row[0]):
+            terminal.write(f"   {severity:<5}  ", red=severity == "error", yellow=severity == "note")
+            terminal.line(f"{message}  {nodeid}")
+
+    def _write_worth(self, terminal: pytest.TerminalReporter) -> None:
+        parallel = self._by("parallel").values()
+        if parallel:
+            executions = sum(note["executions"] for note in parallel)
+            seconds = sum(note["seconds"] for note in parallel)
+            terminal.line(
+                f"ran {executions:,} executions in {seconds:.1f} s; a free run tries what the "
+                "scheduler happens to do: a pass is no proof, a failure is not replayable"
+            )
+
+
+class Progress:
+    """A line that tells how far a long test is, where a person watches."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._stream: int | None = None
+        self._written = False
+        watched = sys.stdout.isatty() and config.getoption("verbose") >= 0
+        if watched and not hasattr(config, "workerinput"):
+            # Duplicated while nothing is captured yet; while a test runs, 1 leads elsewhere.
+            self._stream = os.dup(sys.stdout.fileno())
+
+    def show(self, nodeid: str, plan: Plan, rounds: int, failures: int) -> None:
+        """Write or overwrite the line."""
+        if self._stream is not None:
+            failed = f", {_plural(failures, 'failure')}" if failures else ""
+            text = f"  {nodeid}: round {rounds} of {plan.rounds}{failed}"
+            os.write(self._stream, f"\r\x1b[2K{text[:99]}".encode())
+            self._written = True
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._stream is not None and self._written:
+            os.write(self._stream, b"\r\x1b[2K")
+            self._written = False
+
+    def close(self) -> None:
+        """Let go of the terminal."""
+        if self._stream is not None:
+            os.close(self._stream)
+            self._stream = None
+
+
+def _files(nodeids: list[str]) -> list[str]:
+    return list(dict.fromkeys(nodeid.partition("::")[0] for nodeid in nodeids))
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
