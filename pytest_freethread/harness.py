@@ -10,7 +10,7 @@ from pytest_freethread.detectors import deadlocks, leaks, outcomes
 from pytest_freethread.errors import SettingError
 from pytest_freethread.execution import free
 from pytest_freethread.execution.leaks import ThreadWatch
-from pytest_freethread.records import Execution, Finding, Result, Verdict
+from pytest_freethread.records import Execution, Result, Verdict
 from pytest_freethread.report import text
 
 if TYPE_CHECKING:
@@ -99,9 +99,7 @@ def stress(
     return result
 
 
-def run(
-    plan: Plan, workload: free.Workload, watch: ThreadWatch
-) -> tuple[Execution, Result]:
+def run(plan: Plan, workload: free.Workload, watch: ThreadWatch) -> tuple[Execution, Result]:
     """Run a plan and judge what happened.
 
     Raises:
@@ -131,7 +129,9 @@ def run(
 
 def _scope(execution: Execution) -> str:
     plan = execution.plan
-    rounds = f"{execution.rounds} of {plan.rounds} rounds" if execution.cut else f"{plan.rounds} rounds"
+    rounds = (
+        f"{execution.rounds} of {plan.rounds} rounds" if execution.cut else f"{plan.rounds} rounds"
+    )
     cut = f" ({execution.cut})" if execution.cut else ""
     return (
         f"stress, {plan.threads} threads × {rounds}{cut}, {execution.executions} executions in "

@@ -6,6 +6,7 @@ everywhere and an error says where the value came from.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import random
@@ -125,10 +126,8 @@ def _int(value: object) -> int | None:
 def _positive_float(value: object, where: str, what: str) -> float:
     number = math.nan
     if isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
+        with contextlib.suppress(ValueError):
             number = float(value)
-        except ValueError:
-            pass
     if not 0 < number < math.inf:
         raise SettingError(f"{where}: {value!r} is not {what}")
     return number

@@ -37,8 +37,10 @@ def judge(execution: Execution) -> Iterator[Finding]:
 
 
 def cycle_of_waiting(states: Sequence[ThreadState]) -> tuple[ThreadState, ...]:
-    """Threads each of which waits, for ever, for a lock that the next one holds (the last: the
-    first); empty if there are none. A thread that waits for a lock of its own is such a cycle.
+    """Threads each of which waits, for ever, for a lock that the next one holds.
+
+    The last waits for the first; a thread that waits for a lock of its own is a cycle of one.
+    Empty if there is none.
     """
     holders = {use.identity: state for state in states for use in state.holds}
     for start in states:

@@ -16,7 +16,9 @@ def judge(execution: Execution) -> Iterator[Finding]:
     """One finding for each place that leaked threads; a note for somebody else's background."""
     for leak in execution.leaks:
         count = len(leak.names)
-        threads = f"thread {leak.names[0]!r} still runs" if count == 1 else f"{count} threads still run"
+        threads = (
+            f"thread {leak.names[0]!r} still runs" if count == 1 else f"{count} threads still run"
+        )
         where = f", started at {leak.started_at[-1]}" if leak.started_at else ""
         yield Finding(
             kind="leak",

@@ -45,7 +45,7 @@ _LONGEST_DELAY = 512
 """Noise delays the start of a body by up to so many turns of an empty loop, 5 to 10 µs."""
 
 
-class SeveralFailures(BaseException):  # noqa: N818 - it carries failures, it is none of its own
+class SeveralFailures(BaseException):
     """Raised by a body that failed in more than one way."""
 
     def __init__(self, exceptions: Sequence[BaseException]) -> None:
@@ -53,7 +53,7 @@ class SeveralFailures(BaseException):  # noqa: N818 - it carries failures, it is
         self.exceptions = exceptions
 
 
-class Abandoned(BaseException):  # noqa: N818 - a request to a thread, not an error
+class Abandoned(BaseException):
     """Raised in threads that were given up, to end those that can still be ended."""
 
 
@@ -354,26 +354,26 @@ class _Run:
             if not carrier.ended:
                 continue
             self.executions += 1
-            error, carrier.error = carrier.error, None
-            several = error.exceptions if isinstance(error, SeveralFailures) else [error]
+            raised, carrier.error = carrier.error, None
+            if raised is None:
+                continue
+            several = raised.exceptions if isinstance(raised, SeveralFailures) else [raised]
             for each in several:
-                if each is not None and self._note("body", carrier.index, round_, each):
+                if self._note("body", carrier.index, round_, each):
                     failed.add(carrier.index)
         if not stuck:
             self.rounds += 1
-            for phase, thread, error in self.workload.end(round_, frozenset(failed)):
-                self._note(phase, thread, round_, error)
+            for phase, thread, raised in self.workload.end(round_, frozenset(failed)):
+                self._note(phase, thread, round_, raised)
         return stuck
 
     def _delay(self) -> int:
         """None for half of the bodies; for the others short ones more often than long ones."""
-        if not self.plan.noise or self._random.random() < 0.5:  # noqa: PLR2004 - half
+        if not self.plan.noise or self._random.random() < 0.5:
             return 0
         return int(_LONGEST_DELAY * self._random.random() ** 3)
 
-    def _note(
-        self, phase: Phase, thread: int | None, round_: int, error: BaseException
-    ) -> bool:
+    def _note(self, phase: Phase, thread: int | None, round_: int, error: BaseException) -> bool:
         """Take an exception down; whether it is a failure."""
         if isinstance(error, self.workload.interrupts):
             raise error
@@ -424,7 +424,7 @@ class _Run:
 
     def _report_progress(self) -> None:
         now = interpreter.monotonic()
-        if self.workload.progress is not None and now - self._reported >= 0.5:  # noqa: PLR2004
+        if self.workload.progress is not None and now - self._reported >= 0.5:
             self._reported = now
             self.workload.progress(self.rounds, self.failures.total)
 

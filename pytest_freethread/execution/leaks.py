@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_freethread.execution import stacks
 from pytest_freethread.interpreter import Lock, monotonic
-from pytest_freethread.records import Leak, Place
+from pytest_freethread.records import Leak, Place, ThreadState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class ThreadWatch:
         self._watching = True
         with _lock:
             if _watches == 0:
-                threading.Thread.start = _start  # type: ignore[method-assign]
+                threading.Thread.start = _start  # type: ignore[assignment, method-assign]
             _watches += 1
 
     def stop(self) -> None:
@@ -52,7 +52,7 @@ class ThreadWatch:
                 self._watching = False
                 _watches -= 1
                 if _watches == 0:
-                    threading.Thread.start = _real_start  # type: ignore[method-assign]
+                    threading.Thread.start = _real_start  # type: ignore[assignment, method-assign]
 
     def running(self) -> list[threading.Thread]:
         """The threads that were started since and still run, without the harness's own."""
@@ -83,7 +83,7 @@ def _leak(key: tuple[tuple[Place, ...], bool, bool], threads: list[threading.Thr
     return Leak(
         names=tuple(thread.name for thread in threads),
         started_at=started_at,
-        state=states[0] if states else stacks.ThreadState(thread=None, name=first.name, stack=()),
+        state=states[0] if states else ThreadState(thread=None, name=first.name, stack=()),
         daemon=daemon,
         background=background,
     )

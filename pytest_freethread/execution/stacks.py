@@ -315,7 +315,7 @@ def _position(frame: FrameType) -> tuple[int | None, ...] | None:
     return next(itertools.islice(positions, frame.f_lasti // 2, None), None)
 
 
-def _span(node: ast.expr) -> tuple[int | None, ...]:
+def _span(node: ast.expr | ast.stmt) -> tuple[int | None, ...]:
     return (node.lineno, node.end_lineno, node.col_offset, node.end_col_offset)
 
 
@@ -336,7 +336,10 @@ def _function_around(tree: ast.Module, code: CodeType) -> ast.AST | None:
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             if first == code.co_firstlineno:
                 return node
-        elif isinstance(node, ast.Lambda) and code.co_name == "<lambda>":
-            if node.lineno == code.co_firstlineno:
-                return node
+        elif (
+            isinstance(node, ast.Lambda)
+            and code.co_name == "<lambda>"
+            and node.lineno == code.co_firstlineno
+        ):
+            return node
     return None

@@ -9,7 +9,7 @@ import pytest
 from pytest_freethread import interpreter
 from pytest_freethread.errors import SettingError
 from pytest_freethread.plugin import gil, options
-from pytest_freethread.plugin.items import round_index_key, thread_index_key
+from pytest_freethread.plugin.contexts import round_index_key, thread_index_key
 from pytest_freethread.plugin.session import Session
 
 if TYPE_CHECKING:

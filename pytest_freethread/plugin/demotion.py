@@ -13,7 +13,7 @@ import unittest
 import unittest.mock
 import warnings
 from types import CodeType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pytest
 
@@ -141,9 +141,12 @@ def _process_wide_calls(code: CodeType, scope: dict[str, Any], depth: int = 3) -
         for value in (scope.get(name), *(vars(module).get(name) for module in modules)):
             if id(value) in calls:
                 yield calls[id(value)]
-            elif depth and isinstance(value, FunctionType):
-                if value.__code__.co_filename == code.co_filename:
-                    yield from _process_wide_calls(value.__code__, scope, depth - 1)
+            elif depth and _is_helper(value, code):
+                yield from _process_wide_calls(value.__code__, scope, depth - 1)
+
+
+def _is_helper(value: object, code: CodeType) -> TypeGuard[FunctionType]:
+    return isinstance(value, FunctionType) and value.__code__.co_filename == code.co_filename
 
 
 def _names(code: CodeType) -> Iterator[str]:

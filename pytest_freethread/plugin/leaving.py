@@ -23,9 +23,7 @@ def interruptible(seconds: float) -> Iterator[None]:
     there are no timers, off the main thread, and where somebody else (such as pytest-timeout)
     already has the timer.
     """
-    usable = (
-        hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    )
+    usable = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     if not usable or signal.getitimer(signal.ITIMER_REAL)[0] > 0:
         yield
         return

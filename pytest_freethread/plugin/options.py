@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_freethread import settings
+from pytest_freethread.errors import SettingError
 
 if TYPE_CHECKING:
     from pytest_freethread.records import Plan
@@ -28,9 +29,11 @@ SETTINGS = {
 }
 
 MARKERS = (
-    "freethread(threads=, rounds=, seconds=, seed=, noise=, deadline=, shared=[...]): rerun in "
-    "parallel threads; `shared` names function-scoped fixtures of which all threads of a round "
-    "use one instance",
+    (
+        "freethread(threads=, rounds=, seconds=, seed=, noise=, deadline=, shared=[...]): rerun in "
+        "parallel threads; `shared` names function-scoped fixtures of which all threads of a "
+        "round use one instance"
+    ),
     "thread_unsafe(reason=): run on one thread, and say why in the summary",
 )
 
@@ -104,7 +107,7 @@ def _settled(
     for mark in marks:  # the closest one first
         where = f"{item.nodeid}: marker freethread"
         if mark.args:
-            raise settings.SettingError(
+            raise SettingError(
                 f"{where}({mark.args[0]!r}): settings are given by name, such as threads=4"
             )
         for name in mark.kwargs:
@@ -155,7 +158,7 @@ def _shared(item: pytest.Item, names: Any, where: str) -> frozenset[str]:
     if not isinstance(names, list | tuple | set | frozenset) or not all(
         isinstance(name, str) for name in names
     ):
-        raise settings.SettingError(f"{where}: not a list of fixture names")
+        raise SettingError(f"{where}: not a list of fixture names")
     manager = item.session._fixturemanager  # noqa: SLF001 - pytest offers no other look-up
     for name in names:
         if not manager.getfixturedefs(name, item):

@@ -143,7 +143,12 @@ class Session:
     ) -> tuple[str, str, str] | None:
         """A letter and a word of its own for a test that passed in parallel."""
         note = getattr(report, "freethread", None)
-        if not note or note["how"] != "parallel" or not report.passed or hasattr(report, "wasxfail"):
+        if (
+            not note
+            or note["how"] != "parallel"
+            or not report.passed
+            or hasattr(report, "wasxfail")
+        ):
             return None
         return "passed", _letter(config), f"PASSED [{terminal.amount(note)}]"
 

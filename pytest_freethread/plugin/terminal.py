@@ -12,7 +12,6 @@ from pytest_freethread import interpreter
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_freethread.plugin.gil import GilWatch
     from pytest_freethread.records import Plan
 
 _MOST_PLACES = 3
@@ -71,7 +70,9 @@ class Summary:
         parallel = len(self._by("parallel"))
         one, alone = len(self._by("one thread")), len(self._by("left alone"))
         tests = "test" if parallel == 1 else "tests"
-        terminal.line(f"{parallel} {tests} ran in parallel, {one} on one thread, {alone} left alone")
+        terminal.line(
+            f"{parallel} {tests} ran in parallel, {one} on one thread, {alone} left alone"
+        )
 
     def _write_reasons(self, terminal: pytest.TerminalReporter) -> None:
         places: dict[str, list[str]] = defaultdict(list)
@@ -109,7 +110,9 @@ class Summary:
         count = Counter(severity for severity, _, _ in rows)
         terminal.line(f"{_plural(count['error'], 'finding')}, {_plural(count['note'], 'note')}")
         for severity, message, nodeid in sorted(rows, key=lambda row: row[0]):
-            terminal.write(f"   {severity:<5}  ", red=severity == "error", yellow=severity == "note")
+            terminal.write(
+                f"   {severity:<5}  ", red=severity == "error", yellow=severity == "note"
+            )
             terminal.line(f"{message}  {nodeid}")
 
     def _write_worth(self, terminal: pytest.TerminalReporter) -> None:

@@ -41,9 +41,7 @@ def block(finding: Finding) -> list[str]:
 
 def other_messages(failure: Failure) -> list[str]:
     """The other texts that a failure came with, the most frequent first."""
-    others = [
-        (text, count) for text, count in failure.messages if text != _text(failure.exception)
-    ]
+    others = [(text, count) for text, count in failure.messages if text != _text(failure.exception)]
     lines = [f"also, {count} times: {_first_line(text)}" for text, count in others]
     if len(lines) > _MOST_MESSAGES:
         more = len(lines) - _MOST_MESSAGES
