@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_freethread import interpreter
 from pytest_freethread.errors import SettingError
-from pytest_freethread.records import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+
+    from pytest_freethread.records import Plan
 
 AUTO = "auto"
 
@@ -89,6 +90,8 @@ def plan(values: Mapping[str, tuple[object, str]]) -> Plan:
     Raises:
         SettingError: a value means nothing.
     """
+    from pytest_freethread.records import Plan  # noqa: PLC0415 - not needed to check values
+
     return Plan(
         **{
             name: parse(*values.get(name, (DEFAULTS[name], f"the default of {name}")))

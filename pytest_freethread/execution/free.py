@@ -32,7 +32,7 @@ T = TypeVar("T")
 SWITCH_INTERVAL = 1e-6
 """Seconds between thread switches on GIL builds; the default of 5 ms hides most races."""
 
-_GLANCE = 1.0
+_GLANCE = 0.5
 """Seconds after which a round that has not ended is looked at for a deadlock, again and again."""
 
 _SURE = 0.1
@@ -190,6 +190,7 @@ class _Carrier:
 
     def hire(self, run: _Run, index: int) -> None:
         """Belong to a run from now on."""
+        self.error = None
         self.run = run
         self.index = index
         self.thread.name = f"freethread-{index}"

@@ -10,6 +10,7 @@ containers, arithmetic on ints.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dis
 import functools
 import inspect
@@ -34,7 +35,6 @@ _THIRD_PARTY = ("site-packages", "dist-packages")
 
 _LOCK_TYPES = (type(threading.Lock()), type(threading.RLock()))
 _LOCK_LIKE = (*_LOCK_TYPES, threading.Condition, threading.Semaphore)
-_REENTRANT = (type(threading.RLock()),)
 _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: int.__add__,
     ast.Sub: int.__sub__,
@@ -54,7 +54,7 @@ def is_ours(filename: str) -> bool:
 
 def is_foreign(filename: str) -> bool:
     """Whether a file is neither the user's project nor the harness: a library's, or frozen."""
-    if filename.startswith("<"):
+    if filename.startswith("<frozen"):
         return True
     parts = filename.split(os.sep)
     return filename.startswith(_STDLIB) or any(part in parts for part in _THIRD_PARTY)
@@ -148,7 +148,9 @@ def _taken(holds: list[LockUse], waits_for: LockUse | None) -> Iterator[LockUse]
 
 def _awaited_lock(frames: list[FrameType]) -> LockUse | None:
     """The lock that the innermost frame is evaluating `with lock` or `lock.acquire()` on."""
-    frame = frames[0]
+    frame = frames[frames[0].f_code.co_qualname == "Condition.__enter__"]
+    if frame.f_code.co_filename == threading.__file__:
+        return None  # its locks are parts of something that the user knows by another name
     here = _position(frame)
     tree = _tree(frame.f_code.co_filename)
     if here is None or tree is None:
@@ -249,7 +251,7 @@ def _use(
         name=_name(expression, frame),
         identity=id(lock),
         place=place_of(frame.f_code, line),
-        # A thread that holds an RLock does not wait for it, whatever its source says.
+        # Whoever waits for a semaphore may be let in by any other thread.
         forever=forever and not isinstance(lock, threading.Semaphore),
     )
 
@@ -295,8 +297,9 @@ def _evaluate(node: ast.expr, frame: FrameType) -> Any:
         case ast.BinOp():
             left, right = _evaluate(node.left, frame), _evaluate(node.right, frame)
             operate = _ARITHMETIC.get(type(node.op))
-            if operate is not None and type(left) is int and type(right) is int and right:
-                return operate(left, right)
+            if operate is not None and type(left) is int and type(right) is int:
+                with contextlib.suppress(ZeroDivisionError):
+                    return operate(left, right)
     raise _Unknown
 
 

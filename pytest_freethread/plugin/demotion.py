@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import sys
 import unittest
-import unittest.mock
 import warnings
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -52,7 +52,6 @@ _PROCESS_WIDE_CALLS: dict[int, str] = {
         "contextlib.redirect_stderr": contextlib.redirect_stderr,
         "contextlib.chdir": contextlib.chdir,
         "os.chdir": os.chdir,
-        "unittest.mock.patch": unittest.mock.patch,
     }.items()
 }
 _WARNING_CALLS: dict[int, str] = {
@@ -66,12 +65,12 @@ _WARNING_CALLS: dict[int, str] = {
 _WARNING_METHODS = frozenset({"assertWarns", "assertWarnsRegex"})
 _LOG_METHODS = frozenset({"assertLogs", "assertNoLogs"})
 _IMPORTED_IN_A_FUNCTION = {
-    "contextlib": contextlib,
-    "mock": unittest.mock,
-    "os": os,
-    "pytest": pytest,
-    "unittest.mock": unittest.mock,
-    "warnings": warnings,
+    "contextlib": "contextlib",
+    "mock": "unittest.mock",
+    "os": "os",
+    "pytest": "pytest",
+    "unittest.mock": "unittest.mock",
+    "warnings": "warnings",
 }
 """Modules that a test may import in its body, by the name that its code then has."""
 
@@ -131,10 +130,13 @@ def _process_wide_calls(code: CodeType, scope: dict[str, Any], depth: int = 3) -
     used = set(_names(code))
     per_context = interpreter.warnings_are_per_context()
     calls = _PROCESS_WIDE_CALLS if per_context else _PROCESS_WIDE_CALLS | _WARNING_CALLS
+    mock = sys.modules.get("unittest.mock")  # loading it takes longer than all of this plugin
+    if mock is not None:
+        calls = calls | {id(mock.patch): "unittest.mock.patch"}
     methods = _LOG_METHODS if per_context else _LOG_METHODS | _WARNING_METHODS
     yield from sorted(methods & used)
     imported = [scope.get(name) for name in used] + [
-        module for name, module in _IMPORTED_IN_A_FUNCTION.items() if name in used
+        sys.modules.get(module) for name, module in _IMPORTED_IN_A_FUNCTION.items() if name in used
     ]
     modules = [value for value in imported if isinstance(value, ModuleType)]
     for name in used:

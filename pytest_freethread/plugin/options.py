@@ -60,9 +60,13 @@ def check(config: pytest.Config) -> None:
     Raises:
         SettingError: one line that names the value and where it came from.
     """
-    plan = settings.plan(_configured(config))
+    values = {
+        name: settings.PARSERS[name](value, where)
+        for name, (value, where) in _configured(config).items()
+    }
     inherited = getattr(config, "workerinput", {}).get("freethread_seed")
-    config.stash[_seed_key] = plan.seed if inherited is None else inherited
+    seed = values.get("seed") if inherited is None else inherited
+    config.stash[_seed_key] = settings.seed(seed, "the session's seed")
 
 
 def flag(config: pytest.Config, name: str) -> bool:

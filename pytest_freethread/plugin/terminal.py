@@ -21,15 +21,16 @@ def header(plan: Plan) -> str:
     """One line: the interpreter, and what each test will go through."""
     budget = f" or {plan.seconds:g} s" if plan.seconds is not None else ""
     return (
-        f"freethread: {interpreter.facts()}; stress, {plan.threads} threads × {plan.rounds} rounds"
-        f"{budget}, seed {plan.seed}"
+        f"freethread: {interpreter.facts()}; stress, {_plural(plan.threads, 'thread')} × "
+        f"{_plural(plan.rounds, 'round')}{budget}, seed {plan.seed}"
     )
 
 
 def amount(note: dict[str, Any]) -> str:
     """How much a test ran in parallel, such as `8 threads x 50`."""
     done, planned = note["rounds"], note["planned"]
-    return f"{note['threads']} threads x {done}" + (f" of {planned}" if done < planned else "")
+    rounds = f"{done:,}" + (f" of {planned:,}" if done < planned else "")
+    return f"{_plural(note['threads'], 'thread')} x {rounds}"
 
 
 class Summary:
@@ -121,15 +122,16 @@ class Summary:
             executions = sum(note["executions"] for note in parallel)
             seconds = sum(note["seconds"] for note in parallel)
             terminal.line(
-                f"ran {executions:,} executions in {seconds:.1f} s; a free run tries what the "
-                "scheduler happens to do: a pass is no proof, a failure is not replayable"
+                f"ran {_plural(executions, 'execution')} in {seconds:.1f} s; a free run tries what "
+                "the scheduler happens to do: a pass is no proof, a failure is not replayable"
             )
 
 
 class Progress:
-    """A line that tells how far a long test is, where a person watches."""
+    """Tells how far a long test is, behind what the line says already, where a person watches."""
 
     def __init__(self, config: pytest.Config) -> None:
+        self._config = config
         self._stream: int | None = None
         self._written = False
         watched = sys.stdout.isatty() and config.getoption("verbose") >= 0
@@ -138,17 +140,20 @@ class Progress:
             self._stream = os.dup(sys.stdout.fileno())
 
     def show(self, nodeid: str, plan: Plan, rounds: int, failures: int) -> None:
-        """Write or overwrite the line."""
+        """Write or overwrite it."""
         if self._stream is not None:
             failed = f", {_plural(failures, 'failure')}" if failures else ""
-            text = f"  {nodeid}: round {rounds} of {plan.rounds}{failed}"
-            os.write(self._stream, f"\r\x1b[2K{text[:99]}".encode())
+            text = f" round {rounds:,} of {plan.rounds:,}{failed}: {nodeid}"
+            writer: Any = self._config.pluginmanager.get_plugin("terminalreporter")
+            room = writer._tw.fullwidth - writer._tw.width_of_current_line - 1  # noqa: SLF001
+            # Save the cursor, write, clear the rest of the line, go back.
+            os.write(self._stream, f"\x1b7{text[: max(0, room)]}\x1b[K\x1b8".encode())
             self._written = True
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Take it away."""
         if self._stream is not None and self._written:
-            os.write(self._stream, b"\r\x1b[2K")
+            os.write(self._stream, b"\x1b[K")
             self._written = False
 
     def close(self) -> None:
@@ -163,4 +168,4 @@ def _files(nodeids: list[str]) -> list[str]:
 
 
 def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -42,7 +42,7 @@ def block(finding: Finding) -> list[str]:
 def other_messages(failure: Failure) -> list[str]:
     """The other texts that a failure came with, the most frequent first."""
     others = [(text, count) for text, count in failure.messages if text != _text(failure.exception)]
-    lines = [f"also, {count} times: {_first_line(text)}" for text, count in others]
+    lines = [f"also, {_times(count)}: {_first_line(text)}" for text, count in others]
     if len(lines) > _MOST_MESSAGES:
         more = len(lines) - _MOST_MESSAGES
         lines[_MOST_MESSAGES:] = [f"... and {more} other texts"]
@@ -134,6 +134,10 @@ def _columns(rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 def _indented(lines: Iterable[str]) -> list[str]:
     return [f"  {line}".rstrip() for line in lines]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _text(error: BaseException) -> str:
