@@ -108,16 +108,18 @@ class Failure:
         phase: where it came up; only a `body` runs in a thread of its own.
         thread: index of the thread; None where the phase concerns all threads.
         round: index of the round.
+        text: what the exception says, with addresses of objects left out.
         count: how many executions (bodies, or rounds for the other phases) failed in this way.
-        messages: other texts of the same failure and how often each came, most frequent first.
+        other_texts: what else they said and how often, the most frequent first.
     """
 
     exception: BaseException
     phase: Phase
     thread: int | None
     round: int
+    text: str
     count: int = 1
-    messages: tuple[tuple[str, int], ...] = ()
+    other_texts: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,7 @@ def state(thread, *, waits_for=None, holds=(), forever=True):
 
 def failure(exception, **kwargs):
     defaults = {"phase": "body", "thread": 1, "round": 3, "count": 4}
-    return Failure(
-        exception=exception, messages=((str(exception), 4),), **{**defaults, **kwargs}
-    )
+    return Failure(exception=exception, text=str(exception), **{**defaults, **kwargs})
 
 
 def test_nothing_happened_nothing_is_wrong():
@@ -87,13 +85,15 @@ def test_the_cycle_comes_first_and_nobody_is_left_out():
 
 def test_a_cycle_of_three_and_a_cycle_of_one_are_named():
     three = tuple(state(i, waits_for="abc"[(i + 1) % 3], holds=["abc"[i]]) for i in range(3))
-    assert "each waits for a lock that the next one holds" in next(
-        deadlocks.judge(execution(stuck=three))
-    ).message
+    assert (
+        "each waits for a lock that the next one holds"
+        in next(deadlocks.judge(execution(stuck=three))).message
+    )
     one = (state(0, waits_for="a", holds=["a"]),)
-    assert "thread 0 waits for a lock that it holds itself" in next(
-        deadlocks.judge(execution(stuck=one))
-    ).message
+    assert (
+        "thread 0 waits for a lock that it holds itself"
+        in next(deadlocks.judge(execution(stuck=one))).message
+    )
 
 
 def test_a_wait_with_a_timeout_is_no_deadlock():

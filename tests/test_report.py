@@ -121,8 +121,9 @@ def test_an_exception_and_the_other_texts_that_it_came_with():
         phase="body",
         thread=1,
         round=2,
+        text="total is 3",
         count=9,
-        messages=(("total is 2", 5), ("total is 3", 3), ("", 1)),
+        other_texts=(("total is 2", 5), ("", 1)),
     )
     finding = Finding(kind="exception", severity="error", message="ValueError", evidence=failure)
     assert text.block(finding) == [
@@ -140,7 +141,8 @@ def test_many_other_texts_are_cut_and_counted():
         phase="body",
         thread=0,
         round=0,
-        messages=tuple((str(n), 1) for n in range(10)),
+        text="0",
+        other_texts=tuple((str(n), 1) for n in range(1, 10)),
     )
     assert text.other_messages(failure) == [
         *(f"also, once: {n}" for n in range(1, 5)),
@@ -153,6 +155,6 @@ def test_an_exception_whose_text_cannot_be_made_is_still_reported():
         def __str__(self):
             raise RuntimeError
 
-    failure = Failure(exception=Broken(), phase="body", thread=0, round=0)
+    failure = Failure(exception=Broken(), phase="body", thread=0, round=0, text="")
     finding = Finding(kind="exception", severity="error", message="Broken", evidence=failure)
     assert "Broken" in "\n".join(text.block(finding))

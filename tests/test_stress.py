@@ -72,7 +72,10 @@ def test_an_invariant_that_returns_false_or_asserts_is_a_finding():
     def asserts(box):
         assert box.items == [], "not empty"
 
-    for invariant, said in [(lambda box: box.items == [], "returned False"), (asserts, "not empty")]:
+    for invariant, said in [
+        (lambda box: box.items == [], "returned False"),
+        (asserts, "not empty"),
+    ]:
         result = stress(
             lambda box: box.items.append(1), setup=Box, invariant=invariant, threads=2, rounds=3
         )
@@ -102,7 +105,15 @@ def test_every_distinct_failure_is_kept_with_its_count():
     result = stress(body, threads=2, rounds=6)
     assert {type(f.evidence.exception) for f in result.findings} == {KeyError, ValueError}
     assert [f.evidence.count for f in result.findings] == [6, 6]
-    assert len(result.findings[0].evidence.messages) == 6
+    assert [len(f.evidence.other_texts) for f in result.findings] == [5, 5]
+
+
+def test_texts_that_differ_by_an_address_only_are_one():
+    def body(box):
+        raise ValueError(f"{box!r} is full")
+
+    result = stress(body, setup=Box, threads=2, rounds=4)
+    assert result.findings[0].evidence.other_texts == ()
 
 
 def test_raise_for_verdict_carries_the_report_and_the_result():

@@ -41,8 +41,7 @@ def how_often(failure: Failure, execution: Execution) -> str:
 
 def _what(failure: Failure) -> str:
     name = type(failure.exception).__name__
-    text = failure.messages[0][0] if failure.messages else ""
-    said = f"{name}: {text.splitlines()[0]}" if text else name
+    said = f"{name}: {failure.text.splitlines()[0]}" if failure.text else name
     match failure.phase:
         case "body":
             return said

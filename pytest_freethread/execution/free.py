@@ -13,6 +13,7 @@ import ctypes
 import os
 import queue
 import random
+import re
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -109,8 +110,8 @@ class _Group:
     phase: Phase
     thread: int | None
     round: int
-    count: int = 0
-    messages: Counter[str] = field(default_factory=Counter)
+    text: str
+    texts: Counter[str] = field(default_factory=Counter)
 
     def frozen(self) -> Failure:
         return Failure(
@@ -118,8 +119,9 @@ class _Group:
             phase=self.phase,
             thread=self.thread,
             round=self.round,
-            count=self.count,
-            messages=tuple(self.messages.most_common()),
+            text=self.text,
+            count=self.texts.total(),
+            other_texts=tuple(each for each in self.texts.most_common() if each[0] != self.text),
         )
 
 
@@ -137,29 +139,29 @@ class _Tally:
             lines.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
             trace = trace.tb_next
         key = (phase, type(exception), tuple(lines[:20] + lines[-20:]))
+        text = _text(exception)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group(
-                exception=exception, phase=phase, thread=thread, round=round_
+                exception=exception, phase=phase, thread=thread, round=round_, text=text
             )
-        group.count += 1
-        group.messages[_message(exception)] += 1
+        group.texts[text] += 1
 
     @property
     def total(self) -> int:
-        return sum(group.count for group in self._groups.values())
+        return sum(group.texts.total() for group in self._groups.values())
 
     def frozen(self) -> tuple[Failure, ...]:
-        groups = sorted(self._groups.values(), key=lambda group: -group.count)
-        return tuple(group.frozen() for group in groups)
+        failures = [group.frozen() for group in self._groups.values()]
+        return tuple(sorted(failures, key=lambda failure: -failure.count))
 
 
-def _message(exception: BaseException) -> str:
+def _text(exception: BaseException) -> str:
     try:
         text = str(exception)
     except Exception:
         text = "<its text cannot be made>"
-    return text[:1000]
+    return re.sub(r"0x[0-9a-fA-F]+", "0x...", text[:1000])
 
 
 class _CarrierThread(interpreter.Thread):

@@ -54,11 +54,7 @@ class Context:
         if index is not None:
             clone.stash[thread_index_key] = index
         clone.fixturenames = list(names)
-        definitions: dict[str, Sequence[Any]] = {
-            name: [_fresh(definition) for definition in definitions]
-            for name, definitions in item._fixtureinfo.name2fixturedefs.items()
-        }
-        clone._fixtureinfo = replace(item._fixtureinfo, name2fixturedefs=definitions)
+        clone._fixtureinfo = replace(item._fixtureinfo, name2fixturedefs=_Definitions(item))
         self._fresh_instance = item.cls is not None and not hasattr(item.obj, "hypothesis")
         self._needs_set_up = bool(names) or isinstance(item, TestCaseFunction)
         self._tmp: Path | None = None
@@ -79,7 +75,8 @@ class Context:
         known.update(self._wide)
         for context in self._before:
             if context.index is None:
-                known.update(context._copy._request._fixture_defs)
+                made = context._copy._request._fixture_defs
+                known.update({name: made[name] for name in context._copy.fixturenames})
         known.update(self._temporary_paths(known))
         if "subtests" in clone.fixturenames:
             definition = clone._fixtureinfo.name2fixturedefs["subtests"][-1]
@@ -207,6 +204,25 @@ def only(item: pytest.Function, names: Collection[str]) -> Iterator[None]:
         yield
     finally:
         item.fixturenames = before
+
+
+class _Definitions(dict[str, Any]):
+    """A context's own fixture definitions by name, also those that only running code asks for."""
+
+    def __init__(self, item: pytest.Function) -> None:
+        super().__init__()
+        self._item = item
+        for name, definitions in item._fixtureinfo.name2fixturedefs.items():
+            self[name] = [_fresh(definition) for definition in definitions]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The definitions of a name; pytest looks no further where there are any."""
+        if name not in self:
+            found = self._item.session._fixturemanager.getfixturedefs(name, self._item)
+            if found is None:
+                return default
+            self[name] = [_fresh(definition) for definition in found]
+        return self[name]
 
 
 def _fresh(definition: Any) -> Any:

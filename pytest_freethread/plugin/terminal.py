@@ -122,9 +122,14 @@ class Summary:
             executions = sum(note["executions"] for note in parallel)
             seconds = sum(note["seconds"] for note in parallel)
             terminal.line(
-                f"ran {_plural(executions, 'execution')} in {seconds:.1f} s; a free run tries what "
-                "the scheduler happens to do: a pass is no proof, a failure is not replayable"
+                f"ran {_plural(executions, 'execution')} in {seconds:.1f} s, as the threads "
+                "happened to meet: no proof, and not replayable"
             )
+            if interpreter.gil_enabled():
+                terminal.line(
+                    "the GIL is on, so threads took turns: most races show on a free-threaded "
+                    "Python only"
+                )
 
 
 class Progress:

@@ -41,8 +41,7 @@ def block(finding: Finding) -> list[str]:
 
 def other_messages(failure: Failure) -> list[str]:
     """The other texts that a failure came with, the most frequent first."""
-    others = [(text, count) for text, count in failure.messages if text != _text(failure.exception)]
-    lines = [f"also, {_times(count)}: {_first_line(text)}" for text, count in others]
+    lines = [f"also, {_times(count)}: {_first_line(text)}" for text, count in failure.other_texts]
     if len(lines) > _MOST_MESSAGES:
         more = len(lines) - _MOST_MESSAGES
         lines[_MOST_MESSAGES:] = [f"... and {more} other texts"]
@@ -138,13 +137,6 @@ def _indented(lines: Iterable[str]) -> list[str]:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return ""
 
 
 def _first_line(text: str) -> str:
