@@ -1,0 +1,1 @@
+"""Where events come from: probes put into live functions, which announce each access."""

@@ -1,0 +1,671 @@
+"""The probes: what the rewritten code calls before each access, and who listens.
+
+A probe announces what is about to happen and hands back one of its arguments, so that the access
+itself stays the native one: `self.value` becomes `read(self, "value", 17).value`. The compiled code
+refers to the probes as *constants* (`swap.py` puts them there): no name is added to a module, to
+`builtins` or to a class, private-name mangling has nothing to act on, and loading one costs no
+dictionary lookup (measured: as fast as a builtin with the GIL, 6-8 ns faster without).
+
+An attribute is announced only if code that is instrumented stores an attribute of that name: one
+that nobody stores cannot conflict, and nearly all methods, classes and module functions fall away
+for the price of one set lookup. Properties and other descriptors written in Python are left to run
+as code, with their own probes inside: the access by name alone says nothing about what is touched.
+"""
+
+from __future__ import annotations
+
+import _thread
+import bisect
+import builtins
+import functools
+import gc
+import heapq
+from collections import defaultdict
+from dataclasses import dataclass
+from types import BuiltinMethodType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+
+from pytest_freethread.instrument.effects import (
+    ATTRIBUTE_READ,
+    ATTRIBUTE_WRITE,
+    CELL_READ,
+    CELL_WRITE,
+    DEFAULT_READ,
+    INDEX_READ,
+    INDEX_WRITE,
+    ITEM_READ,
+    ITEM_WRITE,
+    ITERATORS,
+    NOTHING,
+    ROUTE,
+    SHOWN_READ,
+    STEP,
+    SYNCHRONISERS,
+    VIEWS,
+    WHOLE_READ,
+    WHOLE_WRITE,
+    effect,
+    reads_at_once,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterator
+
+Kind = Literal["read", "write", "update", "delete", "call", "iterate", "lock"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """A place in the source that announces an access.
+
+    Attributes:
+        file: the path that the code object names.
+        line: counted from 1.
+        function: the qualified name of the function around it.
+        ordinal: how many sites of that function come before it; with file and function it names
+            the same place on every interpreter and after edits elsewhere in the file.
+        kind: what the expression does; what it does to which object says the operation.
+        text: the source of the expression, such as `self.value`.
+        name: the attribute, variable, method or built-in function; None for subscripts and loops.
+    """
+
+    file: str
+    line: int
+    function: str
+    ordinal: int
+    kind: Kind
+    text: str
+    name: str | None
+
+
+SITES: Final[list[Site]] = []
+"""All sites of this process; probes carry indices into it, which stay valid."""
+
+
+class Sink(Protocol):
+    """Who listens to the probes. It runs within the thread that is about to access."""
+
+    def access(self, obj: Any, key: Any, op: int, site: int, /) -> Any:
+        """Take note of an access before it happens; a scheduler waits here for its turn.
+
+        Args:
+            obj: the owner: an object for attributes, the container for items and whole accesses,
+                the module's dict for globals (and for a module's attributes), the cell object.
+            key: the attribute's or variable's name, the item's key, None for a whole container,
+                and for all attributes at once (`vars(obj)`). It may be unhashable.
+            op: one of the operations of `effects.py`; `op & 1` writes.
+            site: an index into `SITES`.
+
+        Returns:
+            The object to go on with: `obj`, or a stand-in. It counts for attribute accesses and
+            for `ROUTE` (a lock to be entered or called), and is ignored for the others.
+        """
+        ...
+
+
+_Access: TypeAlias = "Callable[[Any, Any, int, int], Any]"
+
+_access: _Access | None = None
+
+
+def listen(sink: Sink | None) -> None:
+    """Let `sink` hear every probe of every thread from now on; None: nobody.
+
+    What was learned about classes is dropped: it keeps them alive, for as long as nobody calls.
+    """
+    global _access  # noqa: PLW0603 - the one sink of the process
+    for learned in _effects.values():
+        learned.clear()
+    _special_reads.clear()
+    _special_writes.clear()
+    _access = None if sink is None else sink.access
+
+
+# --- what is worth announcing ---------------------------------------------------------------------
+
+stored_names: Final[set[str]] = set()
+"""Attribute names that instrumented code stores; `swap.py` fills it, `setattr` adds to it."""
+
+_class_names: Final[set[str]] = set()
+_routed: Final[set[type]] = {_thread.LockType, _thread.RLock}
+_effects: Final[defaultdict[str, dict[type, int]]] = defaultdict(dict)
+_item_reads: Final = _effects["__getitem__"]
+_item_writes: Final = _effects["__setitem__"]
+_memberships: Final = _effects["__contains__"]
+_truths: Final = _effects["__bool__"]
+_special_reads: Final[dict[type, Container[str]]] = {}
+_special_writes: Final[dict[type, Container[str]]] = {}
+
+# Read past a metaclass that has views of its own on attributes: no user code runs within a probe.
+_mro_of: Final = type.__dict__["__mro__"].__get__
+_names_of: Final = type.__dict__["__dict__"].__get__
+_namespace_of: Final = vars(ModuleType)["__dict__"].__get__
+
+
+class _Everything:
+    """Contains every name."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def route(*types: type) -> None:
+    """Ask the sink for a stand-in whenever an object of exactly these types is synchronised on."""
+    _routed.update(types)
+    for learned in _effects.values():
+        learned.clear()
+
+
+def forget() -> None:
+    """Drop all that was learned about names; `swap.py` calls it when probes are taken out."""
+    stored_names.clear()
+    _class_names.clear()
+    _special_reads.clear()
+
+
+def _learn_effect(name: str, owner: type) -> int:
+    found = ROUTE if owner in _routed and name in SYNCHRONISERS else effect(name, owner)
+    _effects[name][owner] = found
+    return found
+
+
+def _effect(name: str, obj: object) -> int:
+    try:
+        return _effects[name][type(obj)]
+    except KeyError:
+        return _learn_effect(name, type(obj))
+
+
+def _learn_attributes(owner: type) -> None:
+    """Find the attributes of `owner`'s instances that are more than a place in the instance."""
+    reads, writes = set(_class_names), set[str]()
+    if issubclass(owner, (type, ModuleType)):
+        _special_reads[owner] = _special_writes[owner] = _Everything()
+        return
+    for base in _mro_of(owner) or ():
+        for name, value in list(_names_of(base).items()):
+            if _runs_code(value, "__get__", "__set__"):
+                reads.add(name)
+            if _runs_code(value, "__set__", "__set__"):
+                writes.add(name)
+    _special_reads[owner] = _Everything() if _overrides(owner, "__getattribute__") else reads
+    _special_writes[owner] = _Everything() if _overrides(owner, "__setattr__") else writes
+
+
+def _runs_code(descriptor: object, method: str, needed: str) -> bool:
+    """Whether a data descriptor's `method` is, or calls, Python code."""
+    kind = type(descriptor)
+    return hasattr(kind, needed) and (
+        issubclass(kind, property) or hasattr(getattr(kind, method, None), "__code__")
+    )
+
+
+def _overrides(owner: type, method: str) -> bool:
+    definer = _definer(owner, method)
+    return definer is not None and hasattr(_names_of(definer)[method], "__code__")
+
+
+def _definer(owner: type, key: str) -> type | None:
+    # A class that is just being made has no order of resolution yet.
+    return next((base for base in _mro_of(owner) or () if key in _names_of(base)), None)
+
+
+def _owner(container: Any) -> Any:
+    """The container that a view shows or an iterator walks over; None for an exhausted one."""
+    if type(container) in VIEWS or type(container) in ITERATORS:
+        referents = gc.get_referents(container)
+        return referents[0] if referents else None
+    return container
+
+
+# Every probe takes the sink once: it may go away at any moment, in another thread.
+
+# --- attributes -----------------------------------------------------------------------------------
+
+
+def read(obj: Any, key: str, site: int) -> Any:
+    """Before `obj.key`; returns what to read it from."""
+    access = _access
+    if access is None or key not in stored_names:
+        return obj
+    try:
+        if key in _special_reads[type(obj)]:
+            return _read_special(access, obj, key, site)
+    except KeyError:
+        _learn_attributes(type(obj))
+        return read(obj, key, site)
+    return access(obj, key, ATTRIBUTE_READ, site)
+
+
+def write(obj: Any, key: str, site: int) -> Any:
+    """Before `obj.key = …` and `del obj.key`; returns what to store it in."""
+    access = _access
+    if access is None:
+        return obj
+    try:
+        if key in _special_writes[type(obj)]:
+            return _write_special(access, obj, key, site)
+    except KeyError:
+        _learn_attributes(type(obj))
+        return write(obj, key, site)
+    return access(obj, key, ATTRIBUTE_WRITE, site)
+
+
+def _read_special(access: _Access, obj: Any, key: str, site: int) -> Any:
+    """Announce where the attribute really is: a module's dict, a class; nothing for code."""
+    owner = type(obj)
+    if issubclass(owner, ModuleType):
+        access(_namespace_of(obj), key, ITEM_READ, site)
+    elif issubclass(owner, type):
+        access(_definer(obj, key) or obj, key, ATTRIBUTE_READ, site)
+    elif key in _class_names and not _overrides(owner, "__getattribute__"):
+        definer = _definer(owner, key)
+        value = None if definer is None else _names_of(definer)[key]
+        if _runs_code(value, "__get__", "__set__"):
+            return obj
+        if definer is None or hasattr(type(value), "__set__") or _has_own(obj, key):
+            return access(obj, key, ATTRIBUTE_READ, site)
+        access(definer, key, ATTRIBUTE_READ, site)
+    return obj
+
+
+def _has_own(obj: Any, key: str) -> bool:
+    try:
+        return key in object.__getattribute__(obj, "__dict__")
+    except AttributeError:
+        return False
+
+
+def _write_special(access: _Access, obj: Any, key: str, site: int) -> Any:
+    if issubclass(type(obj), ModuleType):
+        access(_namespace_of(obj), key, ITEM_WRITE, site)
+    elif issubclass(type(obj), type):
+        if key not in _class_names:
+            # From now on a read through an instance may have to be announced on the class.
+            _class_names.add(key)
+            _special_reads.clear()
+        access(obj, key, ATTRIBUTE_WRITE, site)
+    return obj
+
+
+# --- items ----------------------------------------------------------------------------------------
+
+
+def item_read(obj: Any, site: int, key: Any, _: object = None) -> Any:
+    """Before `obj[key]`; returns the key."""
+    access = _access
+    if access is None:
+        return key
+    try:
+        op = _item_reads[type(obj)]
+    except KeyError:
+        op = _learn_effect("__getitem__", type(obj))
+    if op == ITEM_READ:
+        access(obj, key, ITEM_READ, site)
+    elif op >= 0:
+        _item(access, obj, key, op, site)
+    return key
+
+
+def item_write(obj: Any, site: int, key: Any, _: object = None) -> Any:
+    """Before `obj[key] = …`; returns the key."""
+    access = _access
+    if access is None:
+        return key
+    try:
+        op = _item_writes[type(obj)]
+    except KeyError:
+        op = _learn_effect("__setitem__", type(obj))
+    if op == ITEM_WRITE:
+        access(obj, key, ITEM_WRITE, site)
+    elif op >= 0:
+        _item(access, obj, key, op, site)
+    return key
+
+
+def item_delete(obj: Any, site: int, key: Any) -> Any:
+    """Before `del obj[key]`; returns the key."""
+    access = _access
+    if access is not None:
+        op = _effect("__delitem__", obj)
+        if op >= 0:
+            _item(access, obj, key, op, site)
+    return key
+
+
+def item_pair(obj: Any, key: Any, site: int) -> tuple[Any, Any]:
+    """Before `getitem(obj, key)`; returns both."""
+    return obj, item_read(obj, site, key)
+
+
+def _item(access: _Access, obj: Any, key: Any, op: int, site: int) -> None:
+    """Announce an operation on one item, or on the whole where the key does not name one item."""
+    if op == SHOWN_READ:
+        _read_whole(access, obj, site)
+        return
+    if op == DEFAULT_READ:
+        # Looking a key up may run its own code; only what surely does not is looked up.
+        present = type(key) in {str, int, bytes, float, bool} and key in obj
+        op = ITEM_READ if present else ITEM_WRITE
+    elif op in {INDEX_READ, INDEX_WRITE}:
+        op = ITEM_READ if op == INDEX_READ else ITEM_WRITE
+        if type(key) is not int:
+            op += WHOLE_READ - ITEM_READ
+        elif key < 0:
+            key += len(obj)
+    access(obj, key if op in {ITEM_READ, ITEM_WRITE} else None, op, site)
+
+
+# --- variables ------------------------------------------------------------------------------------
+
+
+def global_read(namespace: dict[str, Any], key: str, site: int) -> Literal[True]:
+    """Before a global that some function rebinds is loaded."""
+    access = _access
+    if access is not None:
+        access(namespace, key, ITEM_READ, site)
+    return True
+
+
+def global_write(value: Any, namespace: dict[str, Any], key: str, site: int) -> Any:
+    """Before `key = value` in the module's namespace, and before `del key`; returns the value."""
+    access = _access
+    if access is not None:
+        access(namespace, key, ITEM_WRITE, site)
+    return value
+
+
+def cell_read(holder: Any, key: str, site: int) -> Literal[True]:
+    """Before a captured variable is loaded; `holder` is a function that closes over it alone."""
+    access = _access
+    if access is not None:
+        access(holder.__closure__[0], key, CELL_READ, site)
+    return True
+
+
+def cell_write(value: Any, holder: Any, key: str, site: int) -> Any:
+    """Before a captured variable is bound to `value`, or deleted; returns the value."""
+    access = _access
+    if access is not None:
+        access(holder.__closure__[0], key, CELL_WRITE, site)
+    return value
+
+
+# --- iteration, membership, truth -----------------------------------------------------------------
+
+
+def iterate(obj: Any, site: int) -> Any:
+    """Around what a loop walks over: a built-in container is announced at each step."""
+    if _access is None or _effect("__iter__", obj) != STEP:
+        return obj
+    owner = _owner(obj)
+    return obj if owner is None else _steps(iter(obj), owner, site)
+
+
+def _steps(steps: Iterator[Any], owner: Any, site: int) -> Iterator[Any]:
+    __tracebackhide__ = True
+    if (access := _access) is not None:
+        access(owner, None, STEP, site)
+    for step in steps:
+        yield step
+        if (access := _access) is not None:
+            access(owner, None, STEP, site)
+
+
+def spread(obj: Any, how: str, site: int) -> Any:
+    """Around what `*`, `**` or an assignment to several targets takes apart.
+
+    Also around an argument of a method that reads containers; `how` is then its name.
+    """
+    access = _access
+    if access is None or _effect("__iter__", obj) != STEP:
+        return obj
+    if reads_at_once(how, type(obj)):
+        return _read_whole(access, obj, site)
+    return iterate(obj, site)
+
+
+def _read_whole(access: _Access, obj: Any, site: int) -> Any:
+    owner = _owner(obj)
+    if owner is not None:
+        access(owner, None, WHOLE_READ, site)
+    return obj
+
+
+def contains(obj: Any, key: Any, site: int) -> Any:
+    """Before `key in obj`; returns the container. `UNKNOWN` stands for a key that is no name."""
+    access = _access
+    if access is None:
+        return obj
+    try:
+        op = _memberships[type(obj)]
+    except KeyError:
+        op = _learn_effect("__contains__", type(obj))
+    if op == ITEM_READ and key is not UNKNOWN:
+        access(obj, key, ITEM_READ, site)
+    elif op >= 0:
+        _read_whole(access, obj, site)
+    return obj
+
+
+def truth(obj: Any, site: int) -> Any:
+    """Around what a condition tests: the truth of a container is a read of its size."""
+    access = _access
+    if access is None:
+        return obj
+    try:
+        op = _truths[type(obj)]
+    except KeyError:
+        op = _learn_effect("__bool__", type(obj))
+    if op == WHOLE_READ:
+        access(obj, None, WHOLE_READ, site)
+    elif op >= 0:
+        _read_whole(access, obj, site)
+    return obj
+
+
+def inplace(obj: Any, operation: str, site: int, value: Any) -> Any:
+    """Before `obj += value` and the like, which changes a mutable container; returns the value."""
+    access = _access
+    if access is None:
+        return value
+    try:
+        op = _effects[operation][type(obj)]
+    except KeyError:
+        op = _learn_effect(operation, type(obj))
+    if op == WHOLE_WRITE:
+        access(obj, None, WHOLE_WRITE, site)
+    return value
+
+
+# --- calls ----------------------------------------------------------------------------------------
+
+
+class _Mark:
+    """A constant with an identity."""
+
+
+UNKNOWN: Final = _Mark()
+LAST: Final = _Mark()
+
+
+def receiver(obj: Any, name: str, site: int) -> Any:
+    """Before a method that synchronises is looked up; returns the object or its shadow."""
+    access = _access
+    if access is not None and type(obj) in _routed:
+        return access(obj, name, ROUTE, site)
+    return read(obj, name, site)
+
+
+def enter(obj: Any, site: int) -> Any:
+    """Around what `with` enters; returns the object or its shadow."""
+    access = _access
+    if access is not None and type(obj) in _routed:
+        return access(obj, None, ROUTE, site)
+    return obj
+
+
+def method(obj: Any, name: str, site: int, key: Any = None) -> Any:
+    """Before `obj.name(key, …)` where nothing is announced between here and the call."""
+    access = _access
+    if access is None:
+        return obj
+    try:
+        op = _effects[name][type(obj)]
+    except KeyError:
+        op = _learn_effect(name, type(obj))
+    if op == NOTHING:
+        return read(obj, name, site)
+    if op <= ITEM_WRITE:
+        access(obj, key, op, site)
+    elif op <= WHOLE_WRITE:
+        access(obj, None, op, site)
+    elif op == ROUTE:
+        return access(obj, name, ROUTE, site)
+    else:
+        _item(access, obj, key, op, site)
+    return obj
+
+
+def late_method(obj: Any, key: Any, name: str, site: int, last: Any) -> Any:
+    """Before `obj.name(key, …, last)`, once all arguments are there; returns the last of them."""
+    access = _access
+    if access is not None:
+        op = _effect(name, obj)
+        if op not in {NOTHING, ROUTE}:
+            _item(access, obj, last if key is LAST else key, op, site)
+    return last
+
+
+_BUILTINS: Final = {
+    name: getattr(builtins, name)
+    for name in (
+        *("len", "sum", "min", "max", "sorted", "list", "tuple", "set", "frozenset", "dict"),
+        *("any", "all", "bytes", "bytearray", "repr", "str", "next", "vars", "locals", "dir"),
+        *("enumerate", "zip", "map", "filter", "getattr", "hasattr", "setattr", "delattr"),
+    )
+}
+
+_FIRST_ARGUMENT: Final[dict[str, tuple[Any, int]]] = {
+    **{
+        name: (getattr(heapq, name), WHOLE_WRITE)
+        for name in ("heappush", "heappop", "heapify", "heapreplace", "heappushpop")
+    },
+    **{
+        name: (getattr(bisect, name), WHOLE_WRITE)
+        for name in ("insort", "insort_left", "insort_right")
+    },
+    **{
+        name: (getattr(bisect, name), WHOLE_READ)
+        for name in ("bisect", "bisect_left", "bisect_right")
+    },
+}
+"""Functions in C that read or write the container which is their first argument."""
+
+FIRST_ARGUMENT_FUNCTIONS: Final = frozenset(_FIRST_ARGUMENT)
+BY_NAME: Final = {
+    "getattr": ATTRIBUTE_READ,
+    "hasattr": ATTRIBUTE_READ,
+    "setattr": ATTRIBUTE_WRITE,
+    "delattr": ATTRIBUTE_WRITE,
+}
+"""Built-in functions that access the attribute of their first argument named by their second."""
+
+RAW: Final = {
+    "__getattribute__": ATTRIBUTE_READ,
+    "__setattr__": ATTRIBUTE_WRITE,
+    "__delattr__": ATTRIBUTE_WRITE,
+}
+"""The same as methods, called past the class's own."""
+
+
+def argument(function: Any, name: str, site: int, obj: Any) -> Any:
+    """Around an argument of a built-in function that reads containers."""
+    access = _access
+    if access is None or function is not _BUILTINS[name]:
+        return obj
+    if name == "len":
+        op = _effect("__len__", obj)
+        if op == WHOLE_READ:
+            access(obj, None, WHOLE_READ, site)
+        return obj if op != SHOWN_READ else _read_whole(access, obj, site)
+    if name == "vars":
+        return access(obj, None, ATTRIBUTE_READ, site)
+    if name == "next":
+        return _step(access, obj, site)
+    return spread(obj, name, site)
+
+
+def _step(access: _Access, obj: Any, site: int) -> Any:
+    """A step of an iterator in C moves it on, and reads the container that it walks over."""
+    step = getattr(type(obj), "__next__", None)
+    if step is not None and not hasattr(step, "__code__"):
+        access(obj, None, WHOLE_WRITE, site)
+        owner = _owner(obj)
+        if owner is not None and owner is not obj:
+            access(owner, None, STEP, site)
+    return obj
+
+
+def late_function(  # noqa: PLR0917 - by position, for speed
+    obj: Any, key: Any, name: str, site: int, function: Any, last: Any
+) -> Any:
+    """Before `function(obj, key, …, last)`, once all arguments are there; returns the last."""
+    access = _access
+    if access is None:
+        return last
+    if name in BY_NAME:
+        attribute = last if key is LAST else key
+        if function is _BUILTINS[name] and type(attribute) is str:
+            if BY_NAME[name] == ATTRIBUTE_READ:
+                read(obj, attribute, site)
+            else:
+                stored_names.add(attribute)
+                write(obj, attribute, site)
+    else:
+        known, op = _FIRST_ARGUMENT[name]
+        container = last if obj is LAST else obj
+        if function is known and _effect("__iter__", container) == STEP:
+            access(container, None, op, site)
+    return last
+
+
+def late_raw(obj: Any, key: Any, name: str, site: int, last: Any) -> Any:
+    """Before `object.__setattr__(obj, key, last)` and `super().__setattr__(key, last)`."""
+    access = _access
+    attribute = last if key is LAST else key
+    if access is not None and type(attribute) is str:
+        if type(obj) is super:
+            obj = vars(super)["__self__"].__get__(obj)  # its own attribute, not one it proxies
+        if RAW[name] == ATTRIBUTE_WRITE:
+            stored_names.add(attribute)
+        if attribute in stored_names:
+            access(obj, attribute, RAW[name], site)
+    return last
+
+
+def through(function: Any, name: str, site: int) -> Any:
+    """Around a callee where a comprehension or a class body leaves no room for a late probe."""
+    if _access is None:
+        return function
+    return functools.partial(_call, function, name, site)
+
+
+def _call(function: Any, name: str, site: int, /, *args: Any, **keywords: Any) -> Any:
+    __tracebackhide__ = True
+    if name in BY_NAME or name in _FIRST_ARGUMENT:
+        late_function(args[0], args[-1 if len(args) < 2 else 1], name, site, function, None)
+    elif type(function) is BuiltinMethodType:
+        late_method(function.__self__, args[0] if args else None, name, site, None)
+    return function(*args, **keywords)
+
+
+def visible(function: Any, name: str, result: Any) -> Any:
+    """Around `locals()`, `vars()` and `dir()`: without the names that the probes work with."""
+    if function is not _BUILTINS[name]:
+        return result
+    if name == "dir":
+        return [entry for entry in result if not entry.startswith("@freethread")]
+    for entry in [entry for entry in result if entry.startswith("@freethread")]:
+        del result[entry]
+    return result

@@ -1,0 +1,357 @@
+"""Putting the probes into live functions, and taking them out again.
+
+The module's source is compiled twice, as it is and with probes. The first gives what the live code
+must be equal to: so the source is known to be the one that was imported, and two lambdas on a line
+are told apart. Each live function whose code is found there gets the code of the same place of the
+second, if its closure fits. Everything that runs afterwards has the probes in: functions made
+meanwhile get them from the code of the function around them. A generator, a coroutine or a frame
+that had begun before goes on with the code that it began with.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import importlib.util
+import inspect
+import os
+import sys
+import warnings
+import weakref
+from dataclasses import dataclass, field
+from types import CodeType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_freethread.instrument import probes
+from pytest_freethread.instrument.rewrite import CONSTANTS, PREFIX, rewrite
+from pytest_freethread.interpreter import Lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instrumentation:
+    """What an installation covers.
+
+    Attributes:
+        functions: how many live functions have probes in.
+        left_out: the qualified name of each function (or module) without, and the reason.
+    """
+
+    functions: int
+    left_out: tuple[tuple[str, str], ...]
+
+
+class instrumented:  # noqa: N801 - a context manager, used like a verb
+    """Have probes in all functions of some modules for the length of a `with` block.
+
+    Blocks nest and overlap: a module keeps its probes until the last block that wants it ends.
+    However the block ends, each function gets back the code object that it had.
+    """
+
+    def __init__(self, modules: Iterable[ModuleType]) -> None:
+        self._modules = tuple(modules)
+        self._files: list[str] = []
+
+    def __enter__(self) -> Instrumentation:
+        return self.install()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.restore()
+
+    def install(self) -> Instrumentation:
+        """Put the probes in; a second call picks up functions that were made since."""
+        with _lock:
+            try:
+                return self._install()
+            except BaseException:
+                self._restore()
+                raise
+
+    def restore(self) -> None:
+        """Take the probes out, unless somebody else still wants them; may be called twice."""
+        with _lock:
+            self._restore()
+
+    def _install(self) -> Instrumentation:
+        left_out: list[tuple[str, str]] = []
+        wanted: dict[str, _Installed] = {}
+        for module in self._modules:
+            found = _compiled(module)
+            if isinstance(found, str):
+                left_out.append((module.__name__, found))
+                continue
+            installed = _installed.setdefault(found.file, _Installed(found))
+            if found.file not in self._files:
+                self._files.append(found.file)
+                installed.users += 1
+            wanted[found.file] = installed
+            probes.stored_names.update(found.stored)
+        functions = 0
+        for function in _live_functions(self._modules):
+            installed_ = wanted.get(_path(function.__code__))
+            if installed_ is None:
+                reason = (
+                    "made by exec: no source" if function.__code__.co_filename[0] == "<" else ""
+                )
+            else:
+                reason = installed_.swap(function)
+                functions += not reason
+            if reason:
+                left_out.append((f"{function.__module__}.{function.__qualname__}", reason))
+        return Instrumentation(functions=functions, left_out=tuple(sorted(left_out)))
+
+    def _restore(self) -> None:
+        done = []
+        while self._files:
+            installed = _installed[self._files.pop()]
+            installed.users -= 1
+            if installed.users == 0:
+                done.append(installed)
+                del _installed[installed.compiled.file]
+        if done:
+            _put_back(done)
+            probes.forget()
+            for installed in _installed.values():
+                probes.stored_names.update(installed.compiled.stored)
+
+
+# --- compiling ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Compiled:
+    """A file's code objects, by what the code of a live function is like."""
+
+    file: str
+    stamp: tuple[int, int]
+    probed: dict[tuple[Any, ...], CodeType]
+    original: dict[int, CodeType]
+    stored: frozenset[str]
+    known: dict[int, tuple[CodeType, CodeType | None]] = field(default_factory=dict)
+
+    def counterpart(self, code: CodeType) -> CodeType | None:
+        """The probed code for the code of a live function; remembered, since likeness is dear."""
+        known = self.known.get(id(code))
+        if known is None:
+            probed = self.probed.get(_likeness(code))
+            if probed is not None and code.co_flags & inspect.CO_ITERABLE_COROUTINE:
+                probed = probed.replace(co_flags=probed.co_flags | inspect.CO_ITERABLE_COROUTINE)
+                self.original[id(probed)] = code
+            known = self.known[id(code)] = code, probed
+        return known[1]
+
+
+_lock = Lock()
+_cache: Final[dict[tuple[str, bool], _Compiled]] = {}
+
+
+def _compiled(module: ModuleType) -> _Compiled | str:
+    """The code of a module with and without probes, or the reason why there is none."""
+    file = getattr(module, "__file__", None)
+    if _is_harness(module.__name__):
+        return "it is the harness itself"
+    if file is None or not file.endswith((".py", ".pyw")):
+        return "no Python source"
+    path = os.path.abspath(file)  # noqa: PTH100 - a string, compared with those in code objects
+    loader = getattr(getattr(module, "__spec__", None), "loader", None)
+    asserts = sys.modules.get("_pytest.assertion.rewrite")
+    rewriting = asserts is not None and isinstance(loader, asserts.AssertionRewritingHook)
+    try:
+        status = os.stat(path)  # noqa: PTH116
+        stamp = status.st_mtime_ns, status.st_size
+        known = _cache.get((path, rewriting))
+        if known is not None and known.stamp == stamp:
+            return known
+        with open(path, "rb") as stream:  # noqa: PTH123
+            raw = stream.read()
+        found = _compile(path, file, stamp, raw, (asserts, loader) if rewriting else None)
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"its source cannot be used: {error}"
+    _cache[path, rewriting] = found
+    return found
+
+
+def _is_harness(name: str) -> bool:
+    """Whether the probes, or whoever listens to them, may be running code of this module."""
+    package, _, rest = name.partition(".")
+    return package == probes.__name__.partition(".")[0] and not rest.startswith("reference")
+
+
+def _compile(
+    path: str, file: str, stamp: tuple[int, int], raw: bytes, rewriting: tuple[Any, Any] | None
+) -> _Compiled:
+    source = importlib.util.decode_source(raw).encode()
+
+    def parsed() -> ast.Module:
+        tree = ast.parse(raw, filename=file)
+        if rewriting is not None:
+            asserts, loader = rewriting
+            asserts.rewrite_asserts(tree, raw, file, loader.config)
+        return tree
+
+    with warnings.catch_warnings():
+        # The source's own warnings came when it was imported; ours are strings in a call's place.
+        warnings.simplefilter("ignore")
+        plain = compile(parsed(), file, "exec", dont_inherit=True)
+        rewritten = rewrite(parsed(), source, file)
+        probed = _with_constants(compile(rewritten.tree, file, "exec", dont_inherit=True))
+    pairs = dict(_pairs(plain, probed))
+    return _Compiled(
+        file=path,
+        stamp=stamp,
+        probed={_likeness(old): new for old, new in pairs.items()},
+        original={id(new): old for old, new in pairs.items()},
+        stored=rewritten.stored,
+    )
+
+
+def _with_constants(code: CodeType) -> CodeType:
+    constants: list[object] = []
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            constants.append(_with_constants(constant))
+        elif isinstance(constant, str) and constant.startswith(PREFIX):
+            constants.append(CONSTANTS.get(constant, constant))
+        else:
+            constants.append(constant)
+    return code.replace(co_consts=tuple(constants))
+
+
+def _pairs(plain: CodeType, probed: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
+    """The code objects of functions at the same places; the rewriting adds cell holders only."""
+    inner = [code for code in plain.co_consts if isinstance(code, CodeType)]
+    others = [
+        code
+        for code in probed.co_consts
+        if isinstance(code, CodeType) and code.co_varnames[:1] != (PREFIX,)
+    ]
+    if len(inner) != len(others):
+        return
+    for old, new in zip(inner, others, strict=True):
+        if _shape(old) == _shape(new):
+            yield old, new
+            yield from _pairs(old, new)
+
+
+def _shape(code: CodeType) -> tuple[object, ...]:
+    """What one code object must have in common with another to stand in for it."""
+    arguments = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount
+    variables = code.co_varnames[: sum(arguments) - code.co_posonlyargcount]
+    flags = code.co_flags & ~inspect.CO_ITERABLE_COROUTINE  # set later, by types.coroutine
+    return code.co_qualname, code.co_firstlineno, flags, code.co_freevars, variables
+
+
+def _likeness(code: CodeType) -> tuple[object, ...]:
+    """Equal for two code objects that do the same at the same places of the source."""
+    constants = tuple(map(_comparable, code.co_consts))
+    return (*_shape(code), code.co_code, code.co_linetable, code.co_names, constants)
+
+
+def _comparable(constant: object) -> object:
+    """Equal for equal constants: 1 is not 1.0, nor True, nor -0.0 0.0; a set has no order."""
+    if isinstance(constant, CodeType):
+        return _likeness(constant)
+    if isinstance(constant, tuple):
+        return tuple(map(_comparable, constant))
+    if isinstance(constant, frozenset):
+        return frozenset(map(_comparable, constant))
+    return type(constant), repr(constant)
+
+
+# --- swapping -------------------------------------------------------------------------------------
+
+
+class _Installed:
+    """A file whose functions have probes in, and what takes them out."""
+
+    def __init__(self, compiled: _Compiled) -> None:
+        self.compiled = compiled
+        self.users = 0
+        self.swapped: list[tuple[weakref.ref[FunctionType], CodeType]] = []
+
+    def swap(self, function: FunctionType) -> str:
+        """Give the function its probes; returns the reason if that cannot be."""
+        before = function.__code__
+        if id(before) in self.compiled.original:
+            return ""
+        after = self.compiled.counterpart(before)
+        if after is None:
+            return "its code is not what its source compiles to: changed on disk, or made otherwise"
+        self.swapped.append((weakref.ref(function), before))
+        function.__code__ = after
+        return ""
+
+    def put_back(self) -> None:
+        while self.swapped:
+            reference, before = self.swapped[-1]
+            function = reference()
+            if function is not None and id(function.__code__) in self.compiled.original:
+                function.__code__ = before
+            self.swapped.pop()
+
+
+_installed: Final[dict[str, _Installed]] = {}
+
+
+def _put_back(done: list[_Installed]) -> None:
+    """Take the probes out, whatever interrupts it, and then let the interruption go on."""
+    interruption: BaseException | None = None
+    originals: dict[int, CodeType] = {}
+    for installed in done:
+        originals.update(installed.compiled.original)
+        while True:
+            try:
+                installed.put_back()
+                break
+            except BaseException as error:
+                interruption = error
+    while True:
+        try:
+            for function in _all_functions():
+                before = originals.get(id(function.__code__))
+                if before is not None:  # made while the probes were in
+                    function.__code__ = before
+            break
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+
+
+def _all_functions() -> list[FunctionType]:
+    return [thing for thing in gc.get_objects() if type(thing) is FunctionType]
+
+
+_paths: Final[dict[str, str]] = {}
+
+
+def _path(code: CodeType) -> str:
+    name = code.co_filename
+    found = _paths.get(name)
+    if found is None:
+        found = _paths[name] = os.path.abspath(name)  # noqa: PTH100
+    return found
+
+
+def _live_functions(modules: tuple[ModuleType, ...]) -> list[FunctionType]:
+    """All functions whose code is in the files of the modules, and what `exec` put into them."""
+    names = {module.__name__ for module in modules}
+    paths = (getattr(module, "__file__", None) for module in modules)
+    files = {os.path.abspath(path) for path in paths if path}  # noqa: PTH100
+    found = {}
+    for function in _all_functions():
+        code = function.__code__
+        if not code.co_flags & inspect.CO_OPTIMIZED:
+            continue  # the body of a class: it has run, and never does again
+        own = _path(code) in files and code.co_name != "__annotate__"
+        if own or (code.co_filename[0] == "<" and function.__module__ in names):
+            found[id(function)] = function
+    return list(found.values())

@@ -1,0 +1,366 @@
+"""Probes go into live functions and come out again, whatever happens in between."""
+
+import functools
+import gc
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+import types
+
+import pytest
+
+from pytest_freethread.instrument import effects, probes, swap
+
+ZOO = """
+    import abc, contextlib, dataclasses, enum, functools
+
+    def decorate(function):
+        @functools.wraps(function)
+        def wrapper(*args): return function(*args)
+        return wrapper
+
+    @decorate
+    def decorated(o): o.x = 1
+
+    @functools.lru_cache
+    def cached(o): o.x = 1
+
+    @functools.singledispatch
+    def dispatched(o): o.x = 1
+
+    @contextlib.contextmanager
+    def managed(o):
+        o.x = 1
+        yield
+
+    def in_with(o):
+        with managed(o): pass
+
+    class C(abc.ABC):
+        def method(self, o): o.x = 1
+        @staticmethod
+        def static(o): o.x = 1
+        @classmethod
+        def classed(cls, o): o.x = 1
+        @property
+        def prop(self): return lambda o: self.method(o)
+        @functools.cached_property
+        def lazy(self): return functools.partial(self.method)
+        class Inner:
+            def method(self, o, C=None): o.x = 1
+
+    class Color(enum.Enum):
+        RED = 1
+        def paint(self, o): o.x = self.value
+
+    @dataclasses.dataclass
+    class Data:
+        y: int = 0
+        def method(self, o): o.x = 1
+
+    one, other = (lambda o: setattr(o, "x", 1)), (lambda o: setattr(o, "x", 1))
+
+    def outer():
+        def closure(o): o.x = 1
+        return closure
+    closure = outer()
+
+    def generator(o):
+        o.x = 1
+        yield
+    def defaults(o, f=lambda o: setattr(o, "x", 1)): f(o)
+    class Meta(type):
+        def __call__(cls, o): o.x = 1
+    class Made(metaclass=Meta): pass
+"""
+
+CALLS = [
+    *("decorated(o)", "cached(o)", "dispatched(o)", "in_with(o)", "one(o)", "other(o)"),
+    *("C().method(o)", "C.static(o)", "C.classed(o)", "C().prop(o)", "C().lazy(o)"),
+    *("C.Inner().method(o)", "Color.RED.paint(o)", "Data().method(o)", "closure(o)", "outer()(o)"),
+    *("list(generator(o))", "defaults(o)", "Made(o)"),
+]
+
+
+class Writes:
+    def __init__(self):
+        self.heard = []
+
+    def access(self, obj, key, op, site):  # noqa: ARG002
+        if op == effects.ATTRIBUTE_WRITE:
+            self.heard.append(key)
+        return obj
+
+
+def codes():
+    return {
+        id(thing): (thing, thing.__code__)
+        for thing in gc.get_objects()
+        if type(thing) is types.FunctionType
+    }
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_kind_of_function_is_reached(make_module, call):
+    module = make_module(ZOO)
+    sink = Writes()
+    with swap.instrumented([module]) as coverage:
+        probes.listen(sink)
+        try:
+            eval(call, vars(module), {"o": type("O", (), {})()})
+        finally:
+            probes.listen(None)
+    assert "x" in sink.heard
+    assert {reason for _, reason in coverage.left_out} == {"made by exec: no source"}
+
+
+def test_every_function_gets_back_the_code_object_that_it_had(make_module):
+    module = make_module(ZOO)
+    before = codes()
+    with swap.instrumented([module, json.decoder, functools]):
+        changed = [f for f, code in before.values() if f.__code__ is not code]
+        assert module.C.method in changed
+        assert json.decoder.JSONDecoder.decode in changed
+    assert all(f.__code__ is code for f, code in before.values())
+
+
+def test_functions_made_meanwhile_lose_their_probes_too(make_module):
+    module = make_module(ZOO)
+    with swap.instrumented([module]):
+        made = module.outer()
+        assert made.__code__ != module.closure.__code__ or made.__code__ is module.closure.__code__
+        inside = made.__code__
+    assert made.__code__ is not inside
+    assert made.__code__ == module.closure.__code__
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_exception_in_the_block_restores(make_module, error):
+    module = make_module(ZOO)
+    before = module.C.method.__code__
+    with pytest.raises(error), swap.instrumented([module]):
+        assert module.C.method.__code__ is not before
+        raise error
+    assert module.C.method.__code__ is before
+
+
+def test_an_interrupted_installation_restores(make_module, monkeypatch):
+    module = make_module(ZOO)
+    before = codes()
+    swapped = []
+
+    def interrupted(installed, function, original=swap._Installed.swap):
+        if len(swapped) == 5:
+            raise KeyboardInterrupt
+        swapped.append(function)
+        return original(installed, function)
+
+    monkeypatch.setattr(swap._Installed, "swap", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        swap.instrumented([module]).install()
+    assert len(swapped) == 5
+    assert all(f.__code__ is code for f, code in before.values())
+
+
+def test_an_interrupted_restoration_goes_on_to_the_end(make_module, monkeypatch):
+    module = make_module(ZOO)
+    before = module.C.method.__code__
+    interruptions = [KeyboardInterrupt]
+
+    def interrupted(installed, original=swap._Installed.put_back):
+        if interruptions:
+            raise interruptions.pop()
+        original(installed)
+
+    monkeypatch.setattr(swap._Installed, "put_back", interrupted)
+    with pytest.raises(KeyboardInterrupt), swap.instrumented([module]):
+        pass
+    assert module.C.method.__code__ is before
+
+
+def test_blocks_nest_and_overlap(make_module):
+    one, two = make_module("def f(o): o.x = 1"), make_module("def f(o): o.y = 1")
+    before = one.f.__code__, two.f.__code__
+    first, second = swap.instrumented([one]), swap.instrumented([one, two])
+    first.install()
+    second.install()
+    first.restore()
+    first.restore()
+    assert one.f.__code__ is not before[0]
+    assert {"x", "y"} <= probes.stored_names
+    second.restore()
+    assert (one.f.__code__, two.f.__code__) == before
+    assert not probes.stored_names
+
+
+def test_a_second_installation_picks_up_what_was_made_since(make_module):
+    module = make_module(ZOO)
+    made_before = module.outer()
+    installation = swap.instrumented([module])
+    count = installation.install().functions
+    try:
+        made_since = types.FunctionType(made_before.__code__, vars(module))
+        assert installation.install().functions >= count
+        assert made_since.__code__ is made_before.__code__
+    finally:
+        installation.restore()
+
+
+def test_a_changed_source_is_left_out_and_named(make_module):
+    module = make_module("""
+        def same(o): o.x = 1
+        def changed(o): o.x = 1
+    """)
+    path = pathlib.Path(module.__file__)
+    path.write_text(path.read_text().replace("changed(o): o.x = 1", "changed(o): o.x = 12"))
+    with swap.instrumented([module]) as coverage:
+        assert coverage.functions == 1
+    assert [name for name, _ in coverage.left_out] == [f"{module.__name__}.changed"]
+    assert "changed on disk" in coverage.left_out[0][1]
+
+
+def test_modules_without_usable_source_are_named(make_module):
+    gone = make_module("def f(): pass")
+    pathlib.Path(gone.__file__).unlink()
+    with swap.instrumented([sys, gone]) as coverage:
+        assert coverage.functions == 0
+    reasons = dict(coverage.left_out)
+    assert reasons["sys"] == "no Python source"
+    assert "No such file" in reasons[gone.__name__]
+
+
+def test_lambdas_on_one_line_are_told_apart(make_module):
+    module = make_module(
+        "fs = [lambda o: o.a, lambda o: o.b, lambda o: o.a]\ndef g(o): o.a = o.b = 1"
+    )
+    o = types.SimpleNamespace(a="a", b="b")
+    with swap.instrumented([module]) as coverage:
+        assert coverage.functions == 4
+        assert [f(o) for f in module.fs] == ["a", "b", "a"]
+
+
+def test_a_traceback_is_as_without_probes(make_module):
+    import traceback
+
+    module = make_module("""
+        def f(o):
+            return [o.table[k] for k in (1,)], (o
+                .missing
+                .more)
+        def store(o): o.table = o.missing = o.more = 1
+    """)
+
+    def shown(o):
+        try:
+            module.f(o)
+        except Exception:  # the text is compared
+            return traceback.format_exc()
+
+    class Nobody:
+        def access(self, obj, key, op, site):  # noqa: ARG002
+            return obj
+
+    for o in (types.SimpleNamespace(table={}), types.SimpleNamespace(table={1: 1})):
+        plain = shown(o)
+        with swap.instrumented([module]):
+            probes.listen(Nobody())
+            probed = shown(o)
+            probes.listen(None)
+        assert probed == plain
+
+
+def test_rewritten_assertions_keep_their_explanations(pytester):
+    pytester.makepyfile(
+        listener="""
+        from pytest_freethread.instrument import probes
+
+        class Sink:
+            def __init__(self): self.heard = []
+            def access(self, obj, key, op, site):
+                self.heard.append((op, key))
+                return obj
+        """
+    )
+    pytester.makepyfile("""
+        import sys
+        from listener import Sink
+        from pytest_freethread.instrument import probes, swap
+
+        class Counter:
+            def __init__(self): self.value = 0
+            def inc(self): self.value += 1
+
+        def check(counter, table):
+            assert counter.value in table and len(table) == 1
+            assert counter.value == 2, f"but {table}"
+
+        def test_it():
+            sink = Sink()
+            with swap.instrumented([sys.modules[__name__]]) as coverage:
+                assert coverage.left_out == ()
+                probes.listen(sink)
+                try:
+                    check(Counter(), {0: 1})
+                finally:
+                    probes.listen(None)
+                    print(sink.heard)
+    """)
+    result = pytester.runpytest_subprocess("-p", "no:freethread")
+    result.stdout.fnmatch_lines(
+        [
+            "E       AssertionError: but {0: 1}",
+            "E       assert 0 == 2",
+            "E        +  where 0 = <*Counter object at *>.value",
+            "*(1, 'value'), (0, 'value'), (2, 0), (4, None), (0, 'value')*",
+        ]
+    )
+    assert "@freethread" not in result.stdout.str()
+    assert "probes.py" not in result.stdout.str()
+
+
+def test_coverage_measures_the_same_lines(tmp_path):
+    pytest.importorskip("coverage")
+    (tmp_path / "subject.py").write_text(
+        textwrap.dedent("""
+        total = 0
+        def work(o, n):
+            global total
+            for i in range(n):
+                if i % 2:
+                    o.items.append(
+                        o.x)
+                else:
+                    o.x += i
+                total += 1
+            return [k for k in o.items
+                    if k in o.table]
+        def never(o):
+            o.x = 1
+    """)
+    )
+    (tmp_path / "main.py").write_text(
+        textwrap.dedent("""
+        import contextlib, sys, types, subject
+        from pytest_freethread.instrument import probes, swap
+        class Nobody:
+            def access(self, obj, key, op, site): return obj
+        probed = sys.argv[1] == "probed"
+        with swap.instrumented([subject] if probed else []):
+            probes.listen(Nobody())
+            subject.work(types.SimpleNamespace(items=[], x=1, table={1: 1}), 3)
+    """)
+    )
+    lines = []
+    for how in ("plain", "probed"):
+        environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+        run = [sys.executable, "-m", "coverage", "run", "--branch", "--include=subject.py"]
+        subprocess.run([*run, "main.py", how], cwd=tmp_path, env=environment, check=True)
+        report = [sys.executable, "-m", "coverage", "json", "-o", "-", "-q"]
+        output = subprocess.run(report, cwd=tmp_path, check=True, capture_output=True).stdout
+        measured = json.loads(output)["files"]["subject.py"]
+        lines.append((measured["executed_lines"], measured.get("executed_branches")))
+    assert lines[0] == lines[1]
+    assert 10 in lines[0][0]
