@@ -33,7 +33,7 @@ FINDINGS = {
     "exception": ENDS_WRONG,
     "deadlock": DOES_NOT_END,
     "stuck": DOES_NOT_END,
-    "lost-wakeup": DOES_NOT_END,
+    "lost-wakeup": DOES_NOT_END | {"invariant"},  # where the program has a timeout of its own
     "leak": {"leak"},
 }
 """The kinds of findings that a program of a kind may be blamed for."""
@@ -63,7 +63,7 @@ class Program:
 
     @property
     def ends(self):
-        return FINDINGS[self.kind] != DOES_NOT_END
+        return FINDINGS[self.kind].isdisjoint(DOES_NOT_END)
 
     def load(self):
         name = "ground_truth_" + self.name.replace("/", "_")
@@ -83,10 +83,12 @@ class Program:
             states.append(module.setup())
             return states[-1]
 
-        yield module, setup
-        cleanup = getattr(module, "cleanup", None)
-        for state in states if cleanup is not None else ():
-            cleanup(state)
+        try:
+            yield module, setup
+        finally:
+            if hasattr(module, "cleanup"):
+                for state in states:
+                    module.cleanup(state)
         left = {t.name for t in threading.enumerate() if t not in before and not is_harmless(t)}
         assert not left, f"{self.name} leaves {left} running: it needs a cleanup(state)"
 
