@@ -131,8 +131,8 @@ class Leak:
         started_at: the lines that led to their start, outermost first; empty if unknown.
         state: what the first of them was doing.
         daemon: whether they are daemon threads.
-        background: whether they belong to somebody else: a thread pool that is still in use, or a
-            daemon that code outside of the project started for itself.
+        background: whether they belong to somebody else: a thread pool that is still in use, an
+            object that is older than the code under test, or a daemon of a library.
     """
 
     names: tuple[str, ...]

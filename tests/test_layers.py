@@ -23,6 +23,8 @@ MAY_IMPORT = {
     # where events come from: knows nothing of what is done with them
     "instrument": {"errors", "interpreter", "records", "instrument"},
     "execution": {"errors", "interpreter", "records", "instrument", "execution"},
+    # who runs next: pure policy
+    "scheduling": {"errors", "records", "scheduling"},
     # judges: records only, not even each other
     "detectors": {"records"},
     "report": {"records"},

@@ -12,7 +12,7 @@ from pytest_freethread.execution import stacks
 
 
 class Bank:
-    __slots__ = ("lock_a", "__private", "forks")  # fmt: skip
+    __slots__ = ("__private", "forks", "lock_a")
 
     def __init__(self):
         self.lock_a = threading.Lock()
@@ -79,7 +79,7 @@ def test_of_several_locks_in_one_with_the_first_is_held_and_the_second_waited_fo
 
 def test_acquire_names_the_lock_and_whether_it_waits_for_ever():
     lock = held(threading.Lock())
-    with blocked(lambda: lock.acquire(), until=waits) as state:
+    with blocked(lambda: lock.acquire(), until=waits) as state:  # noqa: PLW0108 - a frame of ours
         assert state.waits_for.name == "lock"
         assert state.waits_for.forever
     with blocked(lambda: lock.acquire(timeout=60), until=waits) as state:

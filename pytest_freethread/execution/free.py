@@ -8,6 +8,7 @@ which takes the state down. All set-up and tear-down happens on the calling thre
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import ctypes
 import os
@@ -434,13 +435,13 @@ class _Run:
     def _dismiss(self) -> None:
         """Let the carriers go; give up those that are in a body still."""
         self.abandoned = not all(carrier.ended for carrier in self._carriers)
+        if not self.abandoned:
+            _idle.extend(self._carriers)
+            return
         for carrier in self._carriers:
-            if not self.abandoned:
-                _idle.append(carrier)
-            elif carrier.ended:
+            if carrier.ended:
                 carrier.dismiss()
-            else:
-                abandon(carrier.thread)
+        abandon(carrier.thread for carrier in self._carriers if not carrier.ended)
 
 
 def on_calling_thread(function: Callable[[], T]) -> T:
@@ -472,9 +473,19 @@ def on_calling_thread(function: Callable[[], T]) -> T:
     return cast("T", value)
 
 
-def abandon(thread: threading.Thread) -> None:
-    """Ask a thread to end: it does where it runs Python code, not where it blocks in C."""
-    if thread.ident is not None:
+def abandon(threads: Iterable[threading.Thread]) -> None:
+    """Ask threads to end: they do where they run Python code, not where they block in C."""
+
+    def ask(ident: int | None) -> None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(Abandoned)
+            ctypes.c_ulong(ident or 0), ctypes.py_object(Abandoned)
         )
+
+    for thread in threads:
+        ask(thread.ident)
+    # On 3.11, asking a thread that is blocked leaves a flag set which makes every traced function
+    # (coverage, debuggers) wait for ever; a thread that takes such an exception clears it.
+    with contextlib.suppress(Abandoned):
+        ask(interpreter.get_ident())
+        for _ in range(1_000):
+            pass

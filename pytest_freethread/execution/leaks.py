@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pytest_freethread.execution import stacks
@@ -11,7 +12,7 @@ from pytest_freethread.interpreter import Lock, monotonic
 from pytest_freethread.records import Leak, Place, ThreadState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _STARTED_AT = "_freethread_started_at"
 _OURS = "_freethread_carrier"
@@ -33,11 +34,17 @@ def mark_as_ours(thread: threading.Thread) -> None:
 
 
 class ThreadWatch:
-    """Notes which threads are started between its creation and `stop()`, and where."""
+    """Notes which threads are started between its creation and `stop()`, and where.
 
-    def __init__(self) -> None:
+    Args:
+        kept: objects that are older than the code under test and stay, asked for when there is a
+            leak; a thread that runs a method of one of them, or of an attribute of one, is theirs.
+    """
+
+    def __init__(self, kept: Callable[[], Iterable[object]] = tuple) -> None:
         global _watches  # noqa: PLW0603 - `Thread.start` is one for the whole process
         self._before = set(threading.enumerate())
+        self._kept = kept
         self._watching = True
         with _lock:
             if _watches == 0:
@@ -59,7 +66,8 @@ class ThreadWatch:
         return [
             thread
             for thread in threading.enumerate()
-            if thread not in self._before and not hasattr(thread, _OURS)
+            # One that is being started right now is listed, but cannot be joined yet.
+            if thread not in self._before and thread.is_alive() and not hasattr(thread, _OURS)
         ]
 
     def leaks(self, *, grace: float) -> tuple[Leak, ...]:
@@ -68,10 +76,12 @@ class ThreadWatch:
         for thread in self.running():
             if not _is_pool_worker(thread):
                 thread.join(max(0.0, until - monotonic()))
+        left = self.running()
+        kept = _with_attributes(self._kept()) if left else set()
         groups: dict[tuple[tuple[Place, ...], bool, bool], list[threading.Thread]] = {}
-        for thread in self.running():
+        for thread in left:
             started_at: tuple[Place, ...] = getattr(thread, _STARTED_AT, ())
-            key = (started_at, thread.daemon, _is_background(thread, started_at))
+            key = (started_at, thread.daemon, _is_background(thread, started_at, kept))
             groups.setdefault(key, []).append(thread)
         return tuple(_leak(key, threads) for key, threads in groups.items())
 
@@ -89,10 +99,24 @@ def _leak(key: tuple[tuple[Place, ...], bool, bool], threads: list[threading.Thr
     )
 
 
-def _is_background(thread: threading.Thread, started_at: tuple[Place, ...]) -> bool:
-    if _is_pool_worker(thread):
+def _with_attributes(objects: Iterable[object]) -> set[int]:
+    found = set()
+    for each in objects:
+        found.add(id(each))
+        if not isinstance(each, ModuleType | type):
+            found.update(map(id, getattr(each, "__dict__", {}).values()))
+    return found
+
+
+def _is_background(thread: threading.Thread, started_at: tuple[Place, ...], kept: set[int]) -> bool:
+    if _is_pool_worker(thread) or id(_owner(thread)) in kept:
         return True
     return thread.daemon and bool(started_at) and stacks.is_foreign(started_at[-1].file)
+
+
+def _owner(thread: threading.Thread) -> object:
+    """The object whose method it runs, or the thread itself."""
+    return getattr(getattr(thread, "_target", None), "__self__", thread)
 
 
 def _is_pool_worker(thread: threading.Thread) -> bool:

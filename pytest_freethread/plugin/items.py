@@ -54,10 +54,16 @@ class ParallelTest:
         item = self.item
         with only(item, set(item.fixturenames).difference(self._own_names)):
             type(item).setup(item)
-        self._watch = ThreadWatch()
+        self._watch = ThreadWatch(self._outlives)
         item.addfinalizer(self._watch.stop)
         self._contexts = self._make_contexts()
         self._prepared = self._begin(0)
+
+    def _outlives(self) -> Iterator[object]:
+        """What is older than the test and stays: wide fixtures and what its module holds."""
+        known: dict[str, Any] = self.item._request._fixture_defs  # noqa: SLF001 - no other look-up
+        yield from (definition.cached_result[0] for definition in known.values())
+        yield from vars(self.item.module).values()
 
     def runtest(self) -> None:
         """Run all rounds; raise the first failure, or skip where every execution did."""
@@ -211,7 +217,9 @@ class ParallelTest:
         others = [f"{line}\n" for line in text.other_messages(failure)]
         crash = getattr(shown, "reprcrash", None)
         if isinstance(shown, ExceptionChainRepr) and crash is not None:
-            entries: list[Any] = [e for trace, _, _ in shown.chain for e in trace.reprentries]
+            entries: list[Any] = []
+            for trace, _, link in shown.chain:
+                entries += [*trace.reprentries, *([ReprEntryNative([f"{link}\n"])] if link else [])]
             first, newline, rest = crash.message.partition("\n")
             message = f"{first} ({often}){newline}{rest}"
             crash = ReprFileLocation(crash.path, crash.lineno, message)
