@@ -224,6 +224,10 @@ class _Definitions(dict[str, Any]):
             self[name] = [_fresh(definition) for definition in found]
         return self[name]
 
+    def copy(self) -> Any:
+        """What some versions of pytest look things up in."""
+        return self
+
 
 def _fresh(definition: Any) -> Any:
     """A fixture definition that has not been executed; wide ones are one for all."""

@@ -6,12 +6,9 @@ of one test would see each other's changes, and fail where the code under test i
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import os
 import sys
 import unittest
-import warnings
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -20,7 +17,7 @@ import pytest
 from pytest_freethread import interpreter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 PROCESS_WIDE_FIXTURES = frozenset(
     {
@@ -45,34 +42,36 @@ PROCESS_WIDE_FIXTURES = frozenset(
 )
 """Function-scoped fixtures which change what all threads see."""
 
-_PROCESS_WIDE_CALLS: dict[int, str] = {
-    id(function): name
-    for name, function in {
-        "contextlib.redirect_stdout": contextlib.redirect_stdout,
-        "contextlib.redirect_stderr": contextlib.redirect_stderr,
-        "contextlib.chdir": contextlib.chdir,
-        "os.chdir": os.chdir,
-    }.items()
-}
-_WARNING_CALLS: dict[int, str] = {
-    id(function): name
-    for name, function in {
-        "pytest.warns": pytest.warns,
-        "pytest.deprecated_call": pytest.deprecated_call,
-        "warnings.catch_warnings": warnings.catch_warnings,
-    }.items()
-}
+_PROCESS_WIDE = (
+    ("contextlib", "chdir"),
+    ("contextlib", "redirect_stderr"),
+    ("contextlib", "redirect_stdout"),
+    ("doctest", "DocTestRunner"),
+    ("doctest", "run_docstring_examples"),
+    ("doctest", "testfile"),
+    ("doctest", "testmod"),
+    ("freezegun", "freeze_time"),
+    ("os", "chdir"),
+    ("pytest", "MonkeyPatch"),
+    ("random", "seed"),
+    ("signal", "signal"),
+    ("time_machine", "travel"),
+    ("unittest.mock", "patch"),
+)
+"""Functions and classes, by module and name, which change what all threads see."""
+
+_WARNINGS = (("pytest", "deprecated_call"), ("pytest", "warns"), ("warnings", "catch_warnings"))
 _WARNING_METHODS = frozenset({"assertWarns", "assertWarnsRegex"})
 _LOG_METHODS = frozenset({"assertLogs", "assertNoLogs"})
-_IMPORTED_IN_A_FUNCTION = {
-    "contextlib": "contextlib",
-    "mock": "unittest.mock",
-    "os": "os",
-    "pytest": "pytest",
-    "unittest.mock": "unittest.mock",
-    "warnings": "warnings",
-}
-"""Modules that a test may import in its body, by the name that its code then has."""
+
+_AROUND_EACH_TEST = (
+    "setup_function",
+    "teardown_function",
+    "setup_method",
+    "teardown_method",
+    "setUp",
+    "tearDown",
+)
 
 
 def left_alone(item: pytest.Item) -> str | None:
@@ -81,7 +80,7 @@ def left_alone(item: pytest.Item) -> str | None:
         return "doctest"
     if not isinstance(item, pytest.Function):
         return f"{type(item).__name__} (run by another plugin)"
-    inner = getattr(getattr(item.obj, "hypothesis", None), "inner_test", item.obj)
+    inner = _inner(item.obj)
     asynchronous = inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
     if asynchronous or issubclass(item.cls or object, unittest.IsolatedAsyncioTestCase):
         return "async"
@@ -94,22 +93,44 @@ def left_alone(item: pytest.Item) -> str | None:
 
 def reason(item: pytest.Function, shared: frozenset[str]) -> str | None:
     """Why a test has to run on one thread; None if it need not."""
-    for name, via in _private_fixtures(item, shared):
-        if name in PROCESS_WIDE_FIXTURES:
+    fixtures = list(_private_fixtures(item, shared))
+    for name, via, definition in fixtures:
+        if name in PROCESS_WIDE_FIXTURES and _is_plugins(definition):
             return f"uses {name}" + (f" (by fixture {via})" if via else "")
     if getattr(item.obj, "patchings", None):
         return "uses unittest.mock.patch"
-    code = getattr(inspect.unwrap(item.function), "__code__", None)
-    if code is not None:
-        called = next(_process_wide_calls(code, item.function.__globals__), None)
-        if called is not None:
-            return f"uses {called}"
+    functions = [(item.function, "")]
+    functions += [(each.func, f" (by fixture {via or name})") for name, via, each in fixtures]
+    holder = item.cls or item.module
+    functions += [
+        (getattr(holder, name), f" (by {name})")
+        for name in _AROUND_EACH_TEST
+        if hasattr(holder, name)
+    ]
+    for outer, by in functions:
+        function = inspect.unwrap(_inner(outer))
+        if hasattr(function, "__code__"):
+            scopes = [*map(vars, inspect.getmro(item.cls or object)), function.__globals__]
+            called = next(_process_wide_calls(function.__code__, scopes), None)
+            if called is not None:
+                return f"uses {called}{by}"
     return None
+
+
+def _inner(function: Any) -> Any:
+    """The test function itself, where Hypothesis runs it."""
+    return getattr(getattr(function, "hypothesis", None), "inner_test", function)
+
+
+def _is_plugins(definition: Any) -> bool:
+    """Whether a fixture comes with a plugin, rather than from the tests or their conftest."""
+    home = getattr(definition.func, "__module__", "")
+    return not definition.baseid and home.rpartition(".")[2] != "conftest"
 
 
 def _private_fixtures(
     item: pytest.Function, shared: frozenset[str]
-) -> Iterator[tuple[str, str | None]]:
+) -> Iterator[tuple[str, str | None, Any]]:
     """The function-scoped fixtures that every thread has of its own, and who asks for each."""
     info: Any = item._fixtureinfo  # noqa: SLF001 - the closure that pytest computed
     todo: list[tuple[str, str | None]] = [(name, None) for name in info.initialnames]
@@ -120,31 +141,36 @@ def _private_fixtures(
         if name in seen or name in shared or not definitions:
             continue
         seen.add(name)
-        if definitions[-1].scope == "function":
-            yield name, via
-            todo += [(argument, via or name) for argument in definitions[-1].argnames]
+        for definition in reversed(definitions):
+            if definition.scope == "function":
+                yield name, via, definition
+                todo += [(argument, via or name) for argument in definition.argnames]
+            if name not in definition.argnames:
+                break  # it overrides the others
 
 
-def _process_wide_calls(code: CodeType, scope: dict[str, Any], depth: int = 3) -> Iterator[str]:
+def _process_wide_calls(
+    code: CodeType, scopes: Sequence[Mapping[str, Any]], depth: int = 3
+) -> Iterator[str]:
     """The process-wide functions that a test refers to, itself or by helpers in its own file."""
     used = set(_names(code))
     per_context = interpreter.warnings_are_per_context()
-    calls = _PROCESS_WIDE_CALLS if per_context else _PROCESS_WIDE_CALLS | _WARNING_CALLS
-    mock = sys.modules.get("unittest.mock")  # loading it takes longer than all of this plugin
-    if mock is not None:
-        calls = calls | {id(mock.patch): "unittest.mock.patch"}
     methods = _LOG_METHODS if per_context else _LOG_METHODS | _WARNING_METHODS
     yield from sorted(methods & used)
-    imported = [scope.get(name) for name in used] + [
-        sys.modules.get(module) for name, module in _IMPORTED_IN_A_FUNCTION.items() if name in used
-    ]
-    modules = [value for value in imported if isinstance(value, ModuleType)]
-    for name in used:
-        for value in (scope.get(name), *(vars(module).get(name) for module in modules)):
-            if id(value) in calls:
-                yield calls[id(value)]
-            elif depth and _is_helper(value, code):
-                yield from _process_wide_calls(value.__code__, scope, depth - 1)
+    values = [scope[name] for scope in scopes for name in sorted(used) if name in scope]
+    identities = set(map(id, values))
+    modules = {value.__name__ for value in values if isinstance(value, ModuleType)}
+    for module, name in _PROCESS_WIDE if per_context else _PROCESS_WIDE + _WARNINGS:
+        short = module.rpartition(".")[2]
+        imported_in_the_body = name != short and not used.isdisjoint({module, short})
+        by_its_name = name in used and (module in modules or imported_in_the_body)
+        # What nobody has loaded is not loaded here: that takes long.
+        by_another_name = id(getattr(sys.modules.get(module), name, code)) in identities
+        if by_its_name or by_another_name:
+            yield f"{module}.{name}"
+    for value in values:
+        if depth and _is_helper(value, code):
+            yield from _process_wide_calls(value.__code__, scopes, depth - 1)
 
 
 def _is_helper(value: object, code: CodeType) -> TypeGuard[FunctionType]:

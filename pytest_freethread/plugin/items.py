@@ -114,6 +114,14 @@ class ParallelTest:
             "findings": [[f.severity, f.kind, f.message] for f in result.findings],
         }
 
+    def forget(self) -> None:
+        """Let go of what the test held: pytest keeps all items until the session's end."""
+        self._contexts = []
+        self._prepared = None
+        self._errors = []
+        self._tracebacks = {}
+        self.execution = self.result = None
+
     def repr_failure(self, excinfo: ExceptionInfo[BaseException], **kwargs: Any) -> Any:
         """Each distinct failure once, under a line that says where and how often."""
         represent = type(self.item).repr_failure

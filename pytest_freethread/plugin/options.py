@@ -64,15 +64,25 @@ def check(config: pytest.Config) -> None:
         name: settings.PARSERS[name](value, where)
         for name, (value, where) in _configured(config).items()
     }
+    for name in FLAGS:
+        flag(config, name)
     inherited = getattr(config, "workerinput", {}).get("freethread_seed")
     seed = values.get("seed") if inherited is None else inherited
     config.stash[_seed_key] = settings.seed(seed, "the session's seed")
 
 
 def flag(config: pytest.Config, name: str) -> bool:
-    """Whether a flag is set, on the command line or in the ini file."""
+    """Whether a flag is set, on the command line or in the ini file.
+
+    Raises:
+        SettingError: the ini file has something else than true or false.
+    """
     chosen = config.getoption(f"--{name}")
-    return bool(config.getini(_ini(name)) if chosen is None else chosen)
+    try:
+        return bool(config.getini(_ini(name)) if chosen is None else chosen)
+    except (ValueError, pytest.UsageError) as error:  # by the version of pytest
+        said = str(error).removeprefix(f"{config.inipath}: ")
+        raise SettingError(f"{config.inipath}: {_ini(name)}: {said}") from None
 
 
 def session_plan(config: pytest.Config) -> Plan:

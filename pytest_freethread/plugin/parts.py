@@ -58,7 +58,7 @@ class UnittestCase:
         """Run `setUp`; raises what that raised."""
         for holder in (self._case, self._method):
             if getattr(holder, "__unittest_skip__", False):
-                raise unittest.SkipTest(getattr(holder, "__unittest_skip_why__", ""))
+                raise _skip(getattr(holder, "__unittest_skip_why__", ""))
         with self._outcome.testPartExecutor(self._case):
             self._case.setUp()
         self._raise()
@@ -118,7 +118,12 @@ class _Outcomes(unittest.TestResult):
             self._errors.append(err[1])
 
     def addSkip(self, test: object, reason: str) -> None:  # noqa: ARG002, N802 - unittest's name
-        self._errors.append(unittest.SkipTest(reason))
+        self._errors.append(_skip(reason))
+
+
+def _skip(reason: str) -> BaseException:
+    """Says that it was the test that was skipped, not a line of ours or of the standard library."""
+    return pytest.skip.Exception(reason, _use_item_location=True)
 
 
 def raise_all(errors: list[BaseException]) -> None:

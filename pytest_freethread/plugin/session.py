@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +60,16 @@ class Session:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Decide for each test how it is run."""
-        try:
-            for item in items:
+        for item in items:
+            try:
                 self._prepare(item)
-        except SettingError as error:
-            raise pytest.UsageError(str(error)) from None
+            except SettingError as error:
+                if not hasattr(self._config, "workerinput"):
+                    raise pytest.UsageError(str(error)) from None
+                # What a worker raises here reaches nobody; its controller says why it stopped.
+                item.session.shouldstop = str(error)
+                _fail_in_setup(item, str(error))
+                return
 
     def _prepare(self, item: pytest.Item) -> None:
         planned = options.item_plan(item)
@@ -106,11 +112,16 @@ class Session:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
-        """Do not let a tear-down wait for threads that never come back."""
-        if not self._stuck:
-            return (yield)
-        with leaving.interruptible(options.session_plan(item.config).deadline):
-            return (yield)
+        """Do not let a tear-down wait for threads that never come back; then let go of the test."""
+        guard: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._stuck:
+            guard = leaving.interruptible(options.session_plan(item.config).deadline)
+        try:
+            with guard:
+                return (yield)
+        finally:
+            if _test_key in item.stash:
+                item.stash[_test_key].forget()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -165,7 +176,7 @@ class Session:
         self._summary.write(terminalreporter, gil_is_error=self._require_nogil)
 
 
-def _fail_in_setup(item: pytest.Function, message: str) -> None:
+def _fail_in_setup(item: pytest.Item, message: str) -> None:
     def setup() -> None:
         pytest.fail(message, pytrace=False)
 
