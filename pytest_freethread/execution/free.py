@@ -47,6 +47,10 @@ _LONGEST_DELAY = 512
 """Noise delays the start of a body by up to so many turns of an empty loop, 5 to 10 µs."""
 
 
+_GENERATED = re.compile(r"(?<=<).*(?=>)", re.DOTALL)
+"""The part of a file name that code made at run time has of its own, each time another."""
+
+
 class SeveralFailures(BaseException):
     """Raised by a body that failed in more than one way."""
 
@@ -137,7 +141,7 @@ class _Tally:
         exception.__traceback__ = trace
         lines = []
         while trace is not None:
-            lines.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+            lines.append((_GENERATED.sub("", trace.tb_frame.f_code.co_filename), trace.tb_lineno))
             trace = trace.tb_next
         key = (phase, type(exception), tuple(lines[:20] + lines[-20:]))
         text = _text(exception)

@@ -64,6 +64,9 @@ _WARNINGS = (("pytest", "deprecated_call"), ("pytest", "warns"), ("warnings", "c
 _WARNING_METHODS = frozenset({"assertWarns", "assertWarnsRegex"})
 _LOG_METHODS = frozenset({"assertLogs", "assertNoLogs"})
 
+_VERBS = "pytest_freethread.harness"
+"""The module of the functions that run threads themselves: to rerun them in threads is no use."""
+
 _AROUND_EACH_TEST = (
     "setup_function",
     "teardown_function",
@@ -88,6 +91,11 @@ def left_alone(item: pytest.Item) -> str | None:
         return f"{type(item).__name__} (run by another plugin)"
     if "freethread" in item.fixturenames:
         return "drives its own threads (fixture freethread)"
+    function = inspect.unwrap(inner)
+    if hasattr(function, "__code__"):
+        for name in sorted(set(_names(function.__code__))):
+            if getattr(function.__globals__.get(name), "__module__", "") == _VERBS:
+                return f"drives its own threads ({name})"
     return None
 
 

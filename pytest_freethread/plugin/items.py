@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pytest_freethread.execution.leaks import ThreadWatch
     from pytest_freethread.records import Execution, Failure, Finding, Phase, Plan, Result
 
+_MOST_SHOWN = 10
+"""Distinct failures of one test that are shown with their tracebacks; others by their sentence."""
+
 _INTERRUPTS = (KeyboardInterrupt, pytest.exit.Exception)
 
 
@@ -127,8 +130,12 @@ class ParallelTest:
         represent = type(self.item).repr_failure
         if not self._errors:
             return represent(self.item, excinfo, **kwargs)
-        parts = [self._represent(finding, represent) for finding in self._errors]
+        parts = [self._represent(finding, represent) for finding in self._errors[:_MOST_SHOWN]]
         entries = [entry for part in parts for entry in part[0]]
+        more = [finding.message.splitlines()[0] for finding in self._errors[_MOST_SHOWN:]]
+        if more:
+            lines = [f"and {len(more)} more distinct failures:", *(f"  {line}" for line in more)]
+            entries.append(ReprEntryNative([f"{line}\n" for line in lines]))
         trace = ReprTraceback(entries, None, style="long")
         return ExceptionChainRepr([(trace, parts[0][1], None)])
 
