@@ -14,6 +14,8 @@ from pytest_freethread.records import Leak, Place, ThreadState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+_PRIMITIVES = ("_queue", "_thread", "queue", "threading")
+
 _STARTED_AT = "_freethread_started_at"
 _OURS = "_freethread_carrier"
 
@@ -116,7 +118,9 @@ def _is_background(thread: threading.Thread, started_at: tuple[Place, ...], kept
 
 def _owner(thread: threading.Thread) -> object:
     """The object whose method it runs, or the thread itself."""
-    return getattr(getattr(thread, "_target", None), "__self__", thread)
+    owner = getattr(getattr(thread, "_target", None), "__self__", thread)
+    # To wait on an event is nobody's service.
+    return thread if type(owner).__module__ in _PRIMITIVES else owner
 
 
 def _is_pool_worker(thread: threading.Thread) -> bool:
