@@ -109,7 +109,11 @@ EFFECTS: Final[Mapping[type, Mapping[str, int]]] = {
 
 _EMPTY: tuple[Any, ...] = ([], {}, {}.values(), {}.items(), deque())
 
-VIEWS: Final = frozenset({type({}.keys()), type({}.values()), type({}.items())})
+_SHOWN: tuple[dict[Any, Any], ...] = ({}, OrderedDict())
+
+VIEWS: Final = frozenset(
+    type(view) for shown in _SHOWN for view in (shown.keys(), shown.values(), shown.items())
+)
 """Types whose instances show a dict; `gc.get_referents` names it."""
 
 ITERATORS: Final = frozenset(

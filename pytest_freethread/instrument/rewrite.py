@@ -29,7 +29,7 @@ import operator
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from pytest_freethread.instrument import probes
 from pytest_freethread.instrument.effects import (
@@ -101,6 +101,11 @@ def rewrite(tree: ast.Module, source: bytes, file: str) -> Rewritten:
     scopes = _Scopes(tree)
     rewriter = _Rewriter(scopes, source, file)
     rewriter.visit(tree)
+    # pytest's nodes begin somewhere and end nowhere; `ast` would have them end on line 1.
+    located: Any
+    for located in ast.walk(tree):
+        if hasattr(located, "lineno") and getattr(located, "end_lineno", None) is None:
+            located.end_lineno, located.end_col_offset = located.lineno, located.col_offset
     ast.fix_missing_locations(tree)
     return Rewritten(tree=tree, stored=frozenset(rewriter.stored | scopes.rebound_globals))
 

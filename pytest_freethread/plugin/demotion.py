@@ -6,6 +6,7 @@ of one test would see each other's changes, and fail where the code under test i
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import unittest
@@ -43,6 +44,7 @@ PROCESS_WIDE_FIXTURES = frozenset(
 """Function-scoped fixtures which change what all threads see."""
 
 _PROCESS_WIDE = (
+    ("click.testing", "CliRunner"),
     ("contextlib", "chdir"),
     ("contextlib", "redirect_stderr"),
     ("contextlib", "redirect_stdout"),
@@ -56,6 +58,7 @@ _PROCESS_WIDE = (
     ("random", "seed"),
     ("signal", "signal"),
     ("time_machine", "travel"),
+    ("typer.testing", "CliRunner"),
     ("unittest.mock", "patch"),
 )
 """Functions and classes, by module and name, which change what all threads see."""
@@ -117,12 +120,17 @@ def reason(item: pytest.Function, shared: frozenset[str]) -> str | None:
     ]
     for outer, by in functions:
         function = inspect.unwrap(_inner(outer))
-        if hasattr(function, "__code__"):
-            scopes = [*map(vars, inspect.getmro(item.cls or object)), function.__globals__]
-            called = next(_process_wide_calls(function.__code__, scopes), None)
-            if called is not None:
-                return f"uses {called}{by}"
+        called = _called(function, item.cls) if hasattr(function, "__code__") else None
+        if called is not None:
+            return f"uses {called}{by}"
     return None
+
+
+@functools.lru_cache(maxsize=256)
+def _called(function: Any, cls: type | None) -> str | None:
+    """A process-wide function that a function refers to; the same for all of its parameters."""
+    scopes = [*map(vars, inspect.getmro(cls or object)), function.__globals__]
+    return next(_process_wide_calls(function.__code__, scopes), None)
 
 
 def _inner(function: Any) -> Any:

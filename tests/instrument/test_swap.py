@@ -285,6 +285,8 @@ def test_rewritten_assertions_keep_their_explanations(pytester):
         """
     )
     pytester.makepyfile("""
+        # What pytest inserts must not seem to end before it begins, on line 1.
+
         import sys
         from listener import Sink
         from pytest_freethread.instrument import probes, swap

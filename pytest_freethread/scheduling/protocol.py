@@ -1,0 +1,106 @@
+"""The narrow interface between a strategy and the execution that it steers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Pending(NamedTuple):
+    """What a thread will do next, announced before it happens.
+
+    Attributes:
+        obj: the object, compared by identity within one execution.
+        key: attribute name, item key, …; None: the whole object, which conflicts with every key.
+        write: whether it changes the object. Every synchronisation operation counts as a write on
+            its object; starting, ending and joining a thread are writes on the thread's object.
+            What touches two objects (to wait on a condition also releases its lock) is announced
+            as two steps.
+        site: the static place in the source, stable across the executions of one process.
+    """
+
+    obj: Any
+    key: Any
+    write: bool
+    site: int
+
+
+class Scheduler(Protocol):
+    """Decides who runs next. A new execution begins with `begin` and ends with `end`.
+
+    Attributes:
+        exhausted: after `begin` returned False: whether every interleaving was tried, up to
+            equivalence.
+    """
+
+    exhausted: bool
+
+    def begin(self) -> bool:
+        """Get ready for another execution; False if there is none."""
+
+    def choose(
+        self, enabled: Sequence[int], current: int | None, pending: Sequence[Pending | None]
+    ) -> int:
+        """Say who runs next.
+
+        Called at every step, also where one thread only can run.
+
+        Args:
+            enabled: the threads that can run now, as ascending indices in order of creation.
+            current: who ran last; None at the first step.
+            pending: what each thread will do next. None for a thread that has not been started,
+                that has ended, or whose next step touches nothing that is shared. The execution
+                keeps one list and updates it in place, so that at `end` it says what each thread
+                still waits for: a deadlock tells who wanted what.
+
+        Returns:
+            One of `enabled`.
+        """
+
+    def end(self) -> None:
+        """The execution that began last has ended: normally, by a deadlock or by a failure."""
+
+
+class Diverged(Exception):  # noqa: N818 - it is an event in a run, not somebody's error
+    """A replayed execution did not go the way it went before.
+
+    Attributes:
+        step: index of the step, from 0.
+        expected: what was there when the choices were made.
+        actual: what is there now.
+    """
+
+    def __init__(self, step: int, expected: str, actual: str) -> None:
+        super().__init__(f"step {step}: expected {expected}, but {actual}")
+        self.step = step
+        self.expected = expected
+        self.actual = actual
+
+
+def dependent(a: Pending, b: Pending) -> bool:
+    """Whether the order of two operations of different threads can matter."""
+    return (
+        a.obj is b.obj
+        and (a.write or b.write)
+        and (a.key is b.key or a.key is None or b.key is None or _equal(a.key, b.key))
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two keys are equal; True, which is the safe side, where they do not say."""
+    try:
+        return bool(a == b)
+    except Exception:
+        return True
+
+
+def name_threads(threads: Sequence[int]) -> str:
+    """`thread 0`, `threads 0, 2`, for messages."""
+    return f"thread{'s' * (len(threads) != 1)} {', '.join(map(str, threads))}"
+
+
+def name_turn(thread: int, site: int | None) -> str:
+    """`thread 1 at site 7`, for messages."""
+    return f"thread {thread} at {'no site' if site is None else f'site {site}'}"
