@@ -76,16 +76,19 @@ def callers(frame: FrameType | None, limit: int = 12) -> tuple[Place, ...]:
     while kept and kept[-1].f_code.co_filename == threading.__file__:
         kept.pop()  # how threads begin says nothing
     del kept[limit:]
-    return tuple(place_of(f.f_code, f.f_lineno) for f in reversed(kept))
+    return tuple(place_of(f.f_code, _line(f)) for f in reversed(kept))
 
 
 def without_our_frames(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback from its first frame that is not the harness's on."""
-    while trace is not None and trace.tb_next is not None:
-        if not is_ours(trace.tb_frame.f_code.co_filename):
-            break
+    """A traceback without the harness's frames, wherever they are; at least its last frame."""
+    kept = []
+    while trace is not None:
+        kept.append(trace)
         trace = trace.tb_next
-    return trace
+    kept = [each for each in kept if not is_ours(each.tb_frame.f_code.co_filename)] or kept[-1:]
+    for outer, inner in zip(kept, [*kept[1:], None], strict=True):
+        outer.tb_next = inner
+    return kept[0] if kept else None
 
 
 def examine(threads: Mapping[int, tuple[int | None, str]]) -> tuple[ThreadState, ...]:
@@ -103,6 +106,11 @@ def examine(threads: Mapping[int, tuple[int | None, str]]) -> tuple[ThreadState,
         for ident, (index, name) in threads.items()
         if ident in frames
     )
+
+
+def _line(frame: FrameType) -> int:
+    """The line that a frame is at; at some instructions it is at none."""
+    return frame.f_lineno or frame.f_code.co_firstlineno
 
 
 def _outward(frame: FrameType | None) -> Iterator[FrameType]:
@@ -174,7 +182,7 @@ def _held_in(frame: FrameType) -> Iterator[LockUse]:
     tree = _tree(frame.f_code.co_filename)
     if tree is None:
         return
-    line = frame.f_lineno
+    line = _line(frame)
     here = _position(frame)
     body = _function_around(tree, frame.f_code)
     manual: dict[str, LockUse] = {}

@@ -100,7 +100,6 @@ def test_the_traceback_has_none_of_our_frames(rerun):
     result.stdout.no_fnmatch_line("*threading.py*")
 
 
-@pytest.mark.xfail(reason="our frames are taken off the top of a traceback only")
 def test_the_traceback_of_a_fixture_asked_for_in_the_body_has_none_of_our_frames(rerun):
     result = rerun("""
         import pytest
