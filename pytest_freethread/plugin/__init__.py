@@ -9,7 +9,6 @@ import pytest
 from pytest_freethread import interpreter
 from pytest_freethread.errors import SettingError
 from pytest_freethread.plugin import gil, options
-from pytest_freethread.plugin.contexts import round_index_key, thread_index_key
 from pytest_freethread.plugin.session import Session
 
 if TYPE_CHECKING:
@@ -52,6 +51,8 @@ def pytest_unconfigure() -> None:
 @pytest.fixture
 def thread_index(request: pytest.FixtureRequest) -> int:
     """Index of the thread that runs the test, from 0 on; 0 where it runs on one thread."""
+    from pytest_freethread.plugin.contexts import thread_index_key
+
     index: int = request.node.stash.get(thread_index_key, 0)
     return index
 
@@ -59,6 +60,8 @@ def thread_index(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def round_index(request: pytest.FixtureRequest) -> int:
     """Index of the round, from 0 on; 0 where there are no rounds."""
+    from pytest_freethread.plugin.contexts import round_index_key
+
     index: int = request.node.stash.get(round_index_key, 0)
     return index
 

@@ -10,15 +10,15 @@ import pytest
 
 from pytest_freethread.errors import SettingError
 from pytest_freethread.plugin import demotion, leaving, options, terminal
-from pytest_freethread.plugin.items import ParallelTest
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from pytest_freethread.plugin import items
     from pytest_freethread.plugin.gil import GilWatch
 
 _note_key = pytest.StashKey[dict[str, Any]]()
-_test_key = pytest.StashKey[ParallelTest]()
+_test_key: pytest.StashKey[items.ParallelTest] = pytest.StashKey()
 
 
 class Session:
@@ -89,6 +89,8 @@ class Session:
         if why is not None:
             item.stash[_note_key] = {"how": "one thread", "why": why}
             return
+        from pytest_freethread.plugin.items import ParallelTest  # once something runs in parallel
+
         test = item.stash[_test_key] = ParallelTest(item, plan, shared)
         test.progress = lambda rounds, failures: self._progress.show(
             item.nodeid, plan, rounds, failures
