@@ -363,13 +363,7 @@ def main() -> None:
         for environment in (alone, *environments.values()):
             print(f"- {environment.installed}")
         compare_cost(folder / "empty", alone, environments, arguments.repeats)
-        if gil:
-            print(
-                "\nLeft out: what each tool finds. With the GIL on, threads hardly ever meet inside"
-                "\nthese programs; run this by a free-threaded Python."
-            )
-        else:
-            compare_power(folder / "races", environments, arguments.tries, arguments.seconds)
+        compare_power(folder / "races", environments, arguments.tries, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -7,26 +7,44 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_freethread.errors import SettingError, ThreadSafetyError
-    from pytest_freethread.harness import stress
+    from pytest_freethread.harness import explore, replay, stress
+    from pytest_freethread.linearizability import (
+        Judgement,
+        Operation,
+        SequentialSpec,
+        check_history,
+    )
     from pytest_freethread.records import Finding, Plan, Result, Verdict
 
 __all__ = [
     "Finding",
+    "Judgement",
+    "Operation",
     "Plan",
     "Result",
+    "SequentialSpec",
     "SettingError",
     "ThreadSafetyError",
     "Verdict",
+    "check_history",
+    "explore",
+    "replay",
     "stress",
 ]
 
 _HOMES = {
     "Finding": "records",
+    "Judgement": "linearizability",
+    "Operation": "linearizability",
     "Plan": "records",
     "Result": "records",
+    "SequentialSpec": "linearizability",
     "SettingError": "errors",
     "ThreadSafetyError": "errors",
     "Verdict": "records",
+    "check_history": "linearizability",
+    "explore": "harness",
+    "replay": "harness",
     "stress": "harness",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pytest_freethread import interpreter, settings
 from pytest_freethread.detectors import deadlocks, leaks, outcomes
@@ -16,7 +16,10 @@ from pytest_freethread.report import text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pytest_freethread.records import Phase, Plan
+    from pytest_freethread import exploring
+    from pytest_freethread.execution.noise import Noise
+    from pytest_freethread.records import ExplorationPlan, Phase, Plan
+    from pytest_freethread.scheduling import Scheduler
 
 
 def stress(
@@ -43,7 +46,8 @@ def stress(
             each core, at least 8.
         rounds: how often; fewer if `seconds` are over before.
         seconds: a budget for all rounds.
-        noise: stagger the threads' starts at random, so that each round aligns them differently.
+        noise: stagger the threads' starts at random, so that each round aligns them differently;
+            and in some of the rounds have them pause now and then where they share something.
         seed: for the noise. A free run is not replayable all the same.
         deadline: seconds after which threads that do not come back are a finding.
 
@@ -93,19 +97,251 @@ def stress(
 
     watch = ThreadWatch()
     try:
-        _, result = run(plan, free.Workload(begin=begin, end=end), watch)
+        given_functions = (*bodies, *(each for each in (setup, invariant) if each is not None))
+        workload = free.Workload(begin=begin, end=end, subjects=given_functions)
+        _, result = run(plan, workload, watch, exact=True)
     finally:
         watch.stop()
     return result
 
 
-def run(plan: Plan, workload: free.Workload, watch: ThreadWatch) -> tuple[Execution, Result]:
+def explore(
+    *bodies: Callable[..., object],
+    setup: Callable[[], object] | None = None,
+    invariant: Callable[..., object] | None = None,
+    threads: int | None = None,
+    strategy: str | Scheduler = "auto",
+    schedules: int = 1000,
+    seconds: float | None = 10.0,
+    preemptions: int | None = None,
+    seed: int | None = None,
+    races: str = "note",
+    include: Sequence[str] = (),
+    deadline: float = 30.0,
+) -> Result:
+    """Run bodies under one schedule after another, one thread at a time, until one fails.
+
+    Every step at which threads can meet is decided by the strategy, so a failure is shrunk to its
+    fewest switches, run again and again, and comes with a token that replays it.
+
+    Args:
+        bodies: run in one thread each, as for `stress`; a single one alone in two threads.
+        setup: makes the state of an execution.
+        invariant: given the state in the end; False or an AssertionError is a finding.
+        threads: how many; by default one for each body, and two for a single one.
+        strategy: `auto` (a portfolio), `random`, `pct`, `pos`, `surw`, `dfs`, `dpor`, or a
+            `Scheduler` of your own.
+        schedules: how many to try at most.
+        seconds: a budget for the search.
+        preemptions: how many switches away from a thread that could go on a schedule may have;
+            None: any number. A search with a bound is never exhaustive.
+        seed: where randomness starts; the same seed gives the same schedules. 0 unless told.
+        races: `error`, `note` or `off`; all the same as long as nothing judges races.
+        include: names of modules and packages that get probes besides the bodies' own modules and
+            those below the working directory.
+        deadline: seconds of real time after which a thread that does not come back from something
+            that is not modelled is left to itself, and the search goes on without it.
+
+    Raises:
+        SettingError: an argument means nothing.
+    """
+    wanted: object = len(bodies) if len(bodies) > 1 else 2
+    given = {
+        "threads": wanted if threads is None else threads,
+        "strategy": strategy,
+        "schedules": schedules,
+        "seconds": seconds,
+        "preemptions": preemptions,
+        "seed": 0 if seed is None else seed,
+        "races": races,
+        "include": include,
+        "deadline": deadline,
+    }
+    plan = settings.exploration({k: (v, f"explore({k}={v!r})") for k, v in given.items()})
+    return search(plan, _program("explore", bodies, setup, invariant, threads, include))[1]
+
+
+def replay(
+    token: str,
+    *bodies: Callable[..., object],
+    setup: Callable[[], object] | None = None,
+    invariant: Callable[..., object] | None = None,
+    threads: int | None = None,
+    include: Sequence[str] = (),
+) -> Result:
+    """Run the one schedule that a token stands for, with the arguments that `explore` had.
+
+    The verdict is FAILED if it shows a failure, PASSED if it does not, and INCONCLUSIVE if the
+    program no longer goes that way; the scope then says at which step it diverged.
+
+    Raises:
+        SettingError: an argument means nothing, or the token is none.
+    """
+    return follow(token, _program("replay", bodies, setup, invariant, threads, include))
+
+
+def search(
+    plan: ExplorationPlan,
+    program: exploring.Program,
+    *,
+    first: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> tuple[exploring.Search, Result]:
+    """Explore a program and say what that came to.
+
+    Args:
+        plan: how to.
+        program: what. It has as many bodies as the plan has threads.
+        first: tokens of schedules to try before all others.
+        progress: called now and then with the number of schedules.
+
+    Raises:
+        SettingError: a module to include is not to be had.
+        BaseException: one of the program's interrupts.
+    """
+    from pytest_freethread import exploring  # noqa: PLC0415 - a stress run does without all of it
+
+    began = interpreter.monotonic()
+    found = exploring.search(
+        program,
+        cast("str | Scheduler", plan.strategy),
+        schedules=plan.schedules,
+        seconds=plan.seconds,
+        preemptions=plan.preemptions,
+        seed=plan.seed,
+        deadline=plan.deadline,
+        first=[token for token in first if is_token(token)],
+        progress=progress,
+    )
+    elapsed = interpreter.monotonic() - began
+    findings = () if found.finding is None else (found.finding,)
+    if any(finding.severity == "error" for finding in findings):
+        verdict = Verdict.FAILED
+    else:
+        verdict = Verdict.PASSED if doubt(found) is None else Verdict.INCONCLUSIVE
+    strategy = plan.strategy
+    scope = text.exploration_scope(
+        strategy=strategy if isinstance(strategy, str) else type(strategy).__name__,
+        schedules=found.schedules,
+        steps=found.steps,
+        seconds=elapsed,
+        exhaustive=found.exhaustive,
+        preemptions=plan.preemptions,
+        seed=plan.seed,
+        left_out=found.left_out,
+        outside=found.outside,
+    )
+    return found, Result(
+        verdict=verdict,
+        findings=findings,
+        executions=found.schedules,
+        exhaustive=found.exhaustive,
+        seconds=elapsed,
+        scope=scope,
+        text=text.render(verdict, findings, scope),
+    )
+
+
+def doubt(found: exploring.Search) -> str | None:
+    """Why a search that shows no error does not say that there is none; None if nothing does."""
+    if found.finding is not None and found.finding.kind != "partial-control":
+        return "what failed did not fail again each time that its schedule was replayed"
+    if found.finding is not None or found.outside:
+        return "a thread was in real blocking, out of control"
+    if found.too_long:
+        return "one execution has too many steps to be explored"
+    if not found.schedules:
+        return "no schedule could be followed"
+    return None if found.steps else "no step was seen: nothing that ran has probes"
+
+
+def follow(token: str, program: exploring.Program) -> Result:
+    """Run the one schedule of a token, and say what it shows; see `replay`.
+
+    Raises:
+        SettingError: the token is none, or a module to include is not to be had.
+        BaseException: one of the program's interrupts.
+    """
+    from pytest_freethread import exploring  # noqa: PLC0415 - see above
+
+    began = interpreter.monotonic()
+    finding, drift = exploring.follow(program, token, deadline=30.0)
+    scope = f"replay of {token}"
+    if drift is not None:
+        verdict, scope = Verdict.INCONCLUSIVE, f"{scope} diverged at {drift}"
+    else:
+        verdict = Verdict.PASSED if finding is None else Verdict.FAILED
+    findings = () if finding is None else (finding,)
+    return Result(
+        verdict=verdict,
+        findings=findings,
+        executions=1,
+        exhaustive=False,
+        seconds=interpreter.monotonic() - began,
+        scope=scope,
+        text=text.render(verdict, findings, scope),
+    )
+
+
+def is_token(value: str) -> bool:
+    """Whether a text is the token of a schedule."""
+    from pytest_freethread.scheduling import decode  # noqa: PLC0415 - see above
+
+    try:
+        decode(value)
+    except SettingError:
+        return False
+    return True
+
+
+def _program(
+    verb: str,
+    bodies: tuple[Callable[..., object], ...],
+    setup: Callable[[], object] | None,
+    invariant: Callable[..., object] | None,
+    threads: int | None,
+    include: Sequence[str],
+) -> exploring.Program:
+    from pytest_freethread import exploring  # noqa: PLC0415 - see above
+
+    if not bodies:
+        raise SettingError(f"{verb}(): there is nothing to run (give at least one body)")
+    count = len(bodies) if len(bodies) > 1 else 2
+    if threads is not None:
+        count = settings.threads(threads, f"{verb}(threads={threads!r})")
+    if count < len(bodies):
+        raise SettingError(
+            f"{verb}(threads={threads!r}): there are {len(bodies)} bodies; each needs a thread"
+        )
+    return exploring.Program(
+        bodies=tuple(itertools.islice(itertools.cycle(bodies), count)),
+        setup=setup,
+        invariant=invariant,
+        include=settings.include(include, f"{verb}(include={include!r})"),
+    )
+
+
+def run(
+    plan: Plan, workload: free.Workload, watch: ThreadWatch, *, exact: bool = False
+) -> tuple[Execution, Result]:
     """Run a plan and judge what happened.
+
+    Args:
+        plan: what to do.
+        workload: what the threads do.
+        watch: knows the threads that they start.
+        exact: have the noise look for functions that were made since the last run, at some
+            milliseconds; a session of many tests goes without.
 
     Raises:
         BaseException: see `free.run`.
     """
-    execution = free.run(plan, workload, watch, hopeless=deadlocks.hopeless)
+    noise = None
+    if plan.noise and plan.rounds > 1:  # the first round is without in any case
+        from pytest_freethread.execution.noise import Noise  # noqa: PLC0415 - see above
+
+        noise = Noise(workload.subjects, plan.seed, exact=exact)
+    execution = free.run(plan, workload, watch, hopeless=deadlocks.hopeless, noise=noise)
     judges = (deadlocks.judge, outcomes.judge, leaks.judge)
     findings = sorted(
         (finding for judge in judges for finding in judge(execution)),
@@ -115,7 +351,7 @@ def run(plan: Plan, workload: free.Workload, watch: ThreadWatch) -> tuple[Execut
         verdict = Verdict.FAILED
     else:
         verdict = Verdict.PASSED if execution.executions else Verdict.INCONCLUSIVE
-    scope = _scope(execution)
+    scope = _scope(execution, noise)
     return execution, Result(
         verdict=verdict,
         findings=tuple(findings),
@@ -127,7 +363,7 @@ def run(plan: Plan, workload: free.Workload, watch: ThreadWatch) -> tuple[Execut
     )
 
 
-def _scope(execution: Execution) -> str:
+def _scope(execution: Execution, noise: Noise | None) -> str:
     plan = execution.plan
     rounds = (
         f"{execution.rounds} of {plan.rounds} rounds" if execution.cut else f"{plan.rounds} rounds"
@@ -135,7 +371,8 @@ def _scope(execution: Execution) -> str:
     cut = f" ({execution.cut})" if execution.cut else ""
     return (
         f"stress, {plan.threads} threads × {rounds}{cut}, {execution.executions} executions in "
-        f"{execution.seconds:.2f} s, seed {plan.seed}; {interpreter.facts()}; not replayable"
+        f"{execution.seconds:.2f} s, seed {plan.seed}{'' if noise is None else noise}; "
+        f"{interpreter.facts()}; not replayable"
     )
 
 

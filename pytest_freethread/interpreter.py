@@ -83,6 +83,19 @@ def core_settler(index: int) -> Callable[[], object]:
     return settle
 
 
+def own_core() -> int:
+    """An index of the core that this process should explore on: pytest-xdist's workers differ."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    return int(worker[2:]) if worker[2:].isdigit() else os.getpid()
+
+
+def cpu_seconds(ident: int) -> float:
+    """How long a living thread has computed, by `threading.get_ident()`; 0 where unknown."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return 0.0
+    return time.clock_gettime(time.pthread_getcpuclockid(ident))
+
+
 def facts() -> Interpreter:
     """The facts about this process."""
     return Interpreter(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from pytest_freethread.errors import ThreadSafetyError
 
@@ -36,7 +36,8 @@ class Plan:
         rounds: how often they are released together, each time on fresh state.
         seconds: a budget for all rounds; None: no limit but the rounds.
         seed: where the noise's randomness starts.
-        noise: whether the threads' starts are staggered at random by up to some microseconds.
+        noise: whether the threads' starts are staggered at random by up to some microseconds, and
+            threads pause, in some of the rounds, at what they share.
         deadline: seconds after which threads that do not come back are given up as stuck.
     """
 
@@ -45,6 +46,34 @@ class Plan:
     seconds: float | None
     seed: int
     noise: bool
+    deadline: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplorationPlan:
+    """How to explore one test or one call.
+
+    Attributes:
+        threads: how many bodies run, at least 1.
+        strategy: the name of one, or a scheduler.
+        schedules: how many to try at most.
+        seconds: a budget for the search; None: no limit but the schedules.
+        preemptions: how many switches away from a thread that could go on a schedule may have;
+            None: any number.
+        seed: where randomness starts; the same one gives the same schedules.
+        races: whether a race is an `error`, a `note`, or not looked for (`off`).
+        include: modules and packages that get probes besides the project's own.
+        deadline: seconds of real time after which a thread that does not come back is given up.
+    """
+
+    threads: int
+    strategy: object
+    schedules: int
+    seconds: float | None
+    preemptions: int | None
+    seed: int
+    races: str
+    include: tuple[str, ...]
     deadline: float
 
 
@@ -169,7 +198,318 @@ class Execution:
     cut: str | None = None
 
 
-Evidence = Failure | tuple[ThreadState, ...] | Leak
+Outcome = Literal[
+    "ended",
+    "deadlock",
+    "lost-wakeup",
+    "livelock",
+    "diverged",
+    "partial-control",
+    "stopped",
+]
+
+
+class Pending(NamedTuple):
+    """What a thread will do next, announced before it happens.
+
+    Attributes:
+        obj: the object, compared by identity within one execution.
+        key: attribute name, item key, …; None: the whole object, which conflicts with every key.
+        write: whether it changes the object. Every synchronisation operation counts as a write on
+            its object; starting, ending and joining a thread are writes on the thread's object.
+            What touches two objects (to wait on a condition also releases its lock) is announced
+            as two steps.
+        site: the static place in the source, stable across the executions of one process.
+    """
+
+    obj: Any
+    key: Any
+    write: bool
+    site: int
+
+
+class Step(NamedTuple):
+    """An operation that was executed.
+
+    Attributes:
+        thread: index of the logical thread.
+        place: the line; its `source` is the expression, such as `self.value`.
+        op: what it did: a name in `effects.OP_NAMES`, `global …`, or the synchronisation's.
+        location: numbers the objects touched, in the order of their first appearance.
+        label: the type of the object; the name of a class or of a module where it is one.
+        key: the attribute or variable, or the item's key as it is written; None for all of it.
+        write: whether it changed the location.
+        before: what was there, shortly; None where that cannot be told.
+        after: what a write left there.
+        held: the locations of the locks that the thread held.
+        line: the whole line of source; empty where it is not known.
+    """
+
+    thread: int
+    place: Place
+    op: str
+    location: int
+    label: str
+    key: str | None
+    write: bool
+    before: str | None
+    after: str | None
+    held: tuple[int, ...]
+    line: str = ""
+
+
+class Pause(NamedTuple):
+    """The end of a thread's turn.
+
+    Attributes:
+        steps: how many steps of the trace came before.
+        thread: index of the thread.
+        ready: whether it could have gone on.
+        ended: whether it had nothing more to do.
+        operation: what it waits in, such as `acquire`; empty if it does not wait.
+        source: the expression of that.
+        by: the thread that would have to act, where only one can.
+    """
+
+    steps: int
+    thread: int
+    ready: bool
+    ended: bool
+    operation: str
+    source: str
+    by: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holding:
+    """A lock that a thread holds: its identity, its type, and where it was taken."""
+
+    lock: int
+    kind: str
+    place: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A thread that had not ended.
+
+    Attributes:
+        thread: its index.
+        name: of its `threading.Thread`.
+        daemon: whether that was a daemon.
+        operation: what it waits in, such as `acquire`; empty if it could have gone on.
+        kind: the type of the object that it waits for.
+        through: the library's function around it, such as `Queue.get`.
+        place: where it waits.
+        lock: the identity of the lock that it waits for; None if it is no lock.
+        by: the thread that would have to act: the lock's holder, or the thread to be joined.
+        taken: where the holder took the lock.
+        holds: the locks that it holds.
+        stack: where it is, outermost first.
+    """
+
+    thread: int
+    name: str
+    daemon: bool
+    operation: str
+    kind: str
+    through: str | None
+    place: Place
+    lock: int | None
+    by: int | None
+    taken: Place | None
+    holds: tuple[Holding, ...]
+    stack: tuple[Place, ...]
+
+
+class Thrown(NamedTuple):
+    """An exception that nobody caught; `thread` is None where the phase concerns all threads."""
+
+    phase: Phase
+    thread: int | None
+    exception: BaseException
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlledExecution:
+    """What happened in one execution.
+
+    Attributes:
+        outcome: `ended`; `deadlock`: threads wait for each other, or for a lock whose holder has
+            ended; `lost-wakeup`: one waits for a signal that nobody can give; `livelock`: the
+            limit of steps was reached; `partial-control`: a thread did not come back from real
+            blocking; `diverged`: the chooser named a thread that could not go on; `stopped`:
+            it said so.
+        choices: the answers of the chooser.
+        schedule: (thread, steps, site) in turn: that thread made so many steps (of all that were
+            announced, also where nothing was to choose), and stood before `site` when another
+            one went on. The same at every granularity.
+        steps: how many steps there were.
+        counts: how many of them each thread made, by its index.
+        thrown: exceptions that nobody caught.
+        holds: whether the invariant holds; None if it was not asked.
+        waiting: the threads that had not ended: the stuck ones, or those that were left behind.
+        outside: the threads that were out of control for a while, in real blocking.
+        widened: whether locations turned out to be shared that were believed not to be: the
+            execution had fewer points to choose at than the next one will have.
+        spins: how often a thread that made no progress was made to let others go first.
+        timed: whether a thread waited with a short timeout, which might have been over earlier.
+        diverged: where the outcome is `diverged`: index of the choice, the thread named, and
+            those that could go on.
+        trace: the steps, if they were asked for.
+        pauses: likewise why threads did not go on, in order.
+        names: of the threads, by their index.
+    """
+
+    outcome: Outcome
+    choices: list[int]
+    schedule: list[tuple[int, int, int]]
+    steps: int
+    counts: dict[int, int]
+    thrown: tuple[Thrown, ...]
+    holds: bool | None
+    waiting: tuple[Waiting, ...]
+    outside: tuple[int, ...]
+    widened: bool
+    spins: int
+    timed: bool
+    diverged: tuple[int, int, tuple[int, ...]] | None
+    trace: tuple[Step, ...]
+    names: tuple[str, ...]
+    pauses: tuple[Pause, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """One step of an interleaving: what a thread did to something that threads may share.
+
+    Attributes:
+        thread: index of the thread.
+        place: the line; its `source` is the expression, such as `self.value`.
+        line: the whole line, where it is a line by itself; otherwise the expression again.
+        operation: what it did: `read`, `write`, `acquire`, `release`, `wait`, `start` …
+        target: what it did it to, such as `Counter.value`.
+        before: what was there, shortly; None where that cannot be told.
+        after: what a write left there.
+        contested: whether several threads touch the location, and not all of them only read.
+        holding: the names of the locks that the thread held.
+        pause: why this thread did not go on: `preempted`, `done`, `waits for …`, `raises …`;
+            None where it did.
+    """
+
+    thread: int
+    place: Place | None
+    line: str
+    operation: str
+    target: str
+    before: str | None
+    after: str | None
+    contested: bool
+    holding: tuple[str, ...] = ()
+    pause: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """Three steps that break what their author took for one: a look, a change by another, an act.
+
+    Attributes:
+        kind: `lost-update`, `check-then-act` or `iteration`.
+        look: index of the move in which a thread read the location.
+        change: index of the move in which another thread changed it after that.
+        act: index of the move in which the first thread wrote it or used it all the same.
+        released: the lock that was held at each of the three, and let go of in between.
+        late: the lock that was held at the change and at the act, but not at the look.
+        overwrites: whether what the change left there is lost.
+    """
+
+    kind: Literal["lost-update", "check-then-act", "iteration"]
+    look: int
+    change: int
+    act: int
+    released: str | None
+    late: str | None
+    overwrites: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interleaving:
+    """A schedule that shows a finding, step by step.
+
+    Attributes:
+        moves: the steps, in the order in which they happened.
+        names: of the bodies and of the threads that were started, by their index.
+        preemptions: switches away from a thread that could have gone on; the fewest that were
+            found to show the finding.
+        found: which schedule it was first, from 1 on, by which strategy, after how many seconds.
+        blocked: the threads that could not go on any more, where that is what is wrong.
+        failure: the exception, where there is one.
+        broken: what failed where it is no exception, as a sentence, if the message is another one.
+        call: what replays it.
+        violation: the steps that the finding comes from, where that can be said.
+        repair: what usually repairs it, where that is known.
+        command: what replays it at a shell's prompt, where the bodies are those of a test.
+    """
+
+    moves: tuple[Move, ...]
+    names: tuple[str, ...]
+    preemptions: int
+    found: tuple[int, str, float]
+    blocked: tuple[ThreadState, ...]
+    failure: Failure | None
+    call: str
+    broken: str | None = None
+    violation: Violation | None = None
+    repair: str | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RacingAccess:
+    """One of the two accesses of a race.
+
+    Attributes:
+        thread: index of the thread.
+        name: what the thread is called.
+        action: what it did: `read`, `wrote`, or `walked over` a container.
+        place: where; its `source` is the expression or the line.
+        holds: the locks that the thread held, in the order in which it took them.
+        stack: the lines that it was in, outermost first, `place` last; empty if not known.
+        started_by: what the thread is called that started it; None for a body.
+        started_at: where that was.
+    """
+
+    thread: int
+    name: str
+    action: Literal["read", "wrote", "walked over"]
+    place: Place
+    holds: tuple[LockUse, ...] = ()
+    stack: tuple[Place, ...] = ()
+    started_by: str | None = None
+    started_at: Place | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """Two accesses to one location, at least one of them a write, that nothing puts in order.
+
+    Attributes:
+        target: what was accessed, as a reader of the code would say it, such as `Stats.total`.
+        made: where the object was made, if that is known.
+        accesses: both, in the order in which they happened.
+        together: whether both threads stood before their accesses at the same moment.
+        published: whether the location was written just once and the reader saw what was written:
+            a flag that is polled, or double-checked initialisation.
+    """
+
+    target: str
+    made: Place | None
+    accesses: tuple[RacingAccess, RacingAccess]
+    together: bool
+    published: bool
+
+
+Evidence = Failure | tuple[ThreadState, ...] | Leak | Interleaving | Race
 
 
 @dataclass(frozen=True, kw_only=True)

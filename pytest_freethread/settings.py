@@ -17,10 +17,22 @@ from pytest_freethread.errors import SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from typing import TypeAlias
 
-    from pytest_freethread.records import Plan
+    from pytest_freethread.records import ExplorationPlan, Plan
+
+    # By the name of a setting: what was given, and where.
+    Values: TypeAlias = Mapping[str, tuple[object, str]]
 
 AUTO = "auto"
+MODES = ("stress", "explore")
+STRATEGIES = ("auto", "random", "pct", "pos", "surw", "dfs", "dpor")
+RACES = ("error", "note", "off")
+
+
+def mode(value: object, where: str) -> str:
+    """One of `MODES`."""
+    return _one_of(MODES, value, where, "a mode")
 
 
 def threads(value: object, where: str) -> int:
@@ -33,6 +45,11 @@ def threads(value: object, where: str) -> int:
 def rounds(value: object, where: str) -> int:
     """A number of rounds."""
     return _positive_int(value, where, "a number of rounds (a positive integer)")
+
+
+def schedules(value: object, where: str) -> int:
+    """A number of schedules."""
+    return _positive_int(value, where, "a number of schedules (a positive integer)")
 
 
 def seconds(value: object, where: str) -> float | None:
@@ -64,40 +81,107 @@ def noise(value: object, where: str) -> bool:
     raise SettingError(f"{where}: {value!r} is not True or False")
 
 
-PARSERS: Mapping[str, Callable[[object, str], Any]] = {
+def strategy(value: object, where: str) -> object:
+    """The name of a strategy, or a `Scheduler`."""
+    if all(callable(getattr(value, name, None)) for name in ("begin", "choose", "end")):
+        return value
+    return _one_of(STRATEGIES, value, where, "a strategy", "or a Scheduler of your own")
+
+
+def preemptions(value: object, where: str) -> int | None:
+    """A number of preemptions; None for any number."""
+    number = None if value is None else _int(value)
+    if value is not None and (number is None or number < 0):
+        raise SettingError(
+            f"{where}: {value!r} is not a number of preemptions (an integer from 0 on, or None)"
+        )
+    return number
+
+
+def races(value: object, where: str) -> str:
+    """What a race is."""
+    return _one_of(RACES, value, where, "what a race can be")
+
+
+def include(value: object, where: str) -> tuple[str, ...]:
+    """Names of modules and packages."""
+    if not isinstance(value, list | tuple | set | frozenset) or not all(
+        isinstance(name, str) for name in value
+    ):
+        raise SettingError(f"{where}: not a list of module names")
+    return tuple(value)
+
+
+_OF_BOTH: Mapping[str, Callable[[object, str], Any]] = {
     "threads": threads,
-    "rounds": rounds,
     "seconds": seconds,
     "seed": seed,
-    "noise": noise,
     "deadline": deadline,
 }
-"""By the name of a Plan's field."""
-
-DEFAULTS: Mapping[str, object] = {
-    "threads": AUTO,
-    "rounds": 50,
-    "seconds": None,
-    "seed": None,
-    "noise": True,
-    "deadline": 30.0,
+PARSERS: Mapping[str, Mapping[str, Callable[[object, str], Any]]] = {
+    "stress": {**_OF_BOTH, "rounds": rounds, "noise": noise},
+    "explore": {
+        **_OF_BOTH,
+        "schedules": schedules,
+        "strategy": strategy,
+        "preemptions": preemptions,
+        "races": races,
+        "include": include,
+    },
 }
+"""By mode, and by the name of a field of its plan."""
+
+DEFAULTS: Mapping[str, Mapping[str, object]] = {
+    "stress": {
+        "threads": AUTO,
+        "rounds": 50,
+        "seconds": None,
+        "seed": None,
+        "noise": True,
+        "deadline": 30.0,
+    },
+    "explore": {
+        "threads": AUTO,
+        "schedules": 200,
+        "seconds": 2.0,
+        "seed": 0,
+        "deadline": 30.0,
+        "strategy": "auto",
+        "preemptions": None,
+        "races": "note",
+        "include": (),
+    },
+}
+"""Those of tests; by mode, and by the name of a field of its plan."""
 
 
-def plan(values: Mapping[str, tuple[object, str]]) -> Plan:
-    """A Plan of (value, where it came from) by field; what is not named has its default.
+def plan(values: Values) -> Plan:
+    """A Plan of what was given; what was not has its default.
 
     Raises:
         SettingError: a value means nothing.
     """
     from pytest_freethread.records import Plan  # noqa: PLC0415 - not needed to check values
 
-    return Plan(
-        **{
-            name: parse(*values.get(name, (DEFAULTS[name], f"the default of {name}")))
-            for name, parse in PARSERS.items()
-        }
-    )
+    return Plan(**_parsed("stress", values))
+
+
+def exploration(values: Values) -> ExplorationPlan:
+    """The same for an exploration. By itself, the number of its threads is two.
+
+    Raises:
+        SettingError: a value means nothing.
+    """
+    from pytest_freethread.records import ExplorationPlan  # noqa: PLC0415 - see above
+
+    if values.get("threads", (AUTO, ""))[0] == AUTO:
+        values = {**values, "threads": (2, "")}
+    chosen = _parsed("explore", values)
+    if chosen["strategy"] == "dpor" and chosen["preemptions"] is not None:
+        raise SettingError(
+            f"{values['preemptions'][1]}: strategy 'dpor' takes no bound; 'dfs' does"
+        )
+    return ExplorationPlan(**chosen)
 
 
 def unknown(
@@ -108,6 +192,22 @@ def unknown(
     hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(known))}"
     said = "no such setting" if what == "setting" else f"no such {what}: {name!r}"
     return SettingError(f"{where}: {said}; {hint}")
+
+
+def _parsed(mode: str, values: Values) -> dict[str, Any]:
+    defaults = DEFAULTS[mode]
+    return {
+        name: parse(*values.get(name, (defaults[name], f"the default of {name}")))
+        for name, parse in PARSERS[mode].items()
+    }
+
+
+def _one_of(choices: Collection[str], value: object, where: str, what: str, other: str = "") -> str:
+    if not isinstance(value, str) or value not in choices:
+        *most, last = map(repr, choices)
+        listed = f"{', '.join([*most, last])}, {other}" if other else f"{', '.join(most)} or {last}"
+        raise SettingError(f"{where}: {value!r} is not {what} ({listed})")
+    return value
 
 
 def _positive_int(value: object, where: str, what: str) -> int:

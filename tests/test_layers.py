@@ -25,21 +25,26 @@ MAY_IMPORT = {
     "execution": {"errors", "interpreter", "records", "instrument", "execution"},
     # who runs next: pure policy
     "scheduling": {"errors", "records", "scheduling"},
+    # the search loop of an exploration: what is tried next, shrunk, confirmed
+    "exploring": {
+        "errors", "interpreter", "records", "instrument", "execution", "scheduling", "detectors",
+    },
     # judges: records only, not even each other
-    "detectors": {"records"},
-    "report": {"records"},
+    "detectors": {"records", "detectors"},
+    "linearizability": {"records"},
+    "report": {"records", "report"},
     "harness": {
         "errors", "interpreter", "records", "settings", "instrument", "execution", "detectors",
-        "report",
+        "report", "exploring", "scheduling",
     },
     "plugin": {
         "errors", "interpreter", "records", "settings", "instrument", "execution", "detectors",
-        "report", "harness", "plugin",
+        "report", "harness", "exploring", "plugin",
     },
     # subjects under test: nothing of the harness, not even each other
     "reference": set(),
     # the façade names everything, lazily
-    "": {"errors", "records", "harness"},
+    "": {"errors", "records", "linearizability", "harness"},
 }  # fmt: skip
 
 ONLY_IN = {"pytest": {"plugin"}, "_pytest": {"plugin"}, "hypothesis": set()}

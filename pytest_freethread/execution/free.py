@@ -27,6 +27,7 @@ from pytest_freethread.records import Execution, Failure, Phase, ThreadState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from pytest_freethread.execution.noise import Noise
     from pytest_freethread.records import Plan
 
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class Workload:
         signals: exceptions that are outcomes rather than failures, such as a skip.
         interrupts: exceptions that end the run and are raised again on the calling thread.
         progress: called now and then with the number of rounds done and of failures so far.
+        subjects: functions whose modules are under test, besides those below the working directory.
     """
 
     begin: Callable[[int], Sequence[Callable[[], object]]]
@@ -81,6 +83,7 @@ class Workload:
     signals: tuple[type[BaseException], ...] = ()
     interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
     progress: Callable[[int, int], None] | None = None
+    subjects: tuple[Callable[..., object], ...] = ()
 
 
 def run(
@@ -89,6 +92,7 @@ def run(
     watch: leaks.ThreadWatch,
     *,
     hopeless: Callable[[tuple[ThreadState, ...]], bool],
+    noise: Noise | None = None,
 ) -> Execution:
     """Run all rounds of a plan, within its budgets.
 
@@ -98,13 +102,18 @@ def run(
         watch: knows the threads that the code under test starts.
         hopeless: whether threads in these states can never go on; asked about a round that takes
             long, so that a deadlock does not last until the deadline.
+        noise: for the accesses to what the threads share, in some of the rounds; closed in the end.
 
     Raises:
         BaseException: one of the workload's `interrupts`, from whichever thread it came, or what
             a signal handler raised on the calling thread. The threads are given up then.
     """
     with interpreter.switch_interval(SWITCH_INTERVAL):
-        return _Run(plan, workload, watch, hopeless).run()
+        try:
+            return _Run(plan, workload, watch, hopeless, noise).run()
+        finally:
+            if noise is not None:
+                noise.close()
 
 
 @dataclass(kw_only=True)
@@ -144,7 +153,7 @@ class _Tally:
             lines.append((_GENERATED.sub("", trace.tb_frame.f_code.co_filename), trace.tb_lineno))
             trace = trace.tb_next
         key = (phase, type(exception), tuple(lines[:20] + lines[-20:]))
-        text = _text(exception)
+        text = stacks.text_of(exception)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = _Group(
@@ -159,14 +168,6 @@ class _Tally:
     def frozen(self) -> tuple[Failure, ...]:
         failures = [group.frozen() for group in self._groups.values()]
         return tuple(sorted(failures, key=lambda failure: -failure.count))
-
-
-def _text(exception: BaseException) -> str:
-    try:
-        text = str(exception)
-    except Exception:
-        text = "<its text cannot be made>"
-    return re.sub(r"0x[0-9a-fA-F]+", "0x...", text[:1000])
 
 
 class _CarrierThread(interpreter.Thread):
@@ -258,11 +259,13 @@ class _Run:
         workload: Workload,
         watch: leaks.ThreadWatch,
         hopeless: Callable[[tuple[ThreadState, ...]], bool],
+        noise: Noise | None,
     ) -> None:
         self.plan = plan
         self.workload = workload
         self.watch = watch
         self.hopeless = hopeless
+        self.noise = noise
         self.failures = _Tally()
         self.signals = _Tally()
         self.executions = 0
@@ -344,6 +347,8 @@ class _Run:
 
     def _round(self, round_: int) -> tuple[ThreadState, ...]:
         """Run one round; what its threads are doing if they do not come back."""
+        if self.noise is not None:
+            self.noise.prepare()
         try:
             bodies = self.workload.begin(round_)
         except BaseException as error:
@@ -352,11 +357,16 @@ class _Run:
         began = interpreter.monotonic()
         self._arrived = []
         self._running = len(self._carriers)
+        if self.noise is not None:
+            self.noise.begin()
         for carrier, body in zip(self._carriers, bodies, strict=True):
             carrier.start(body, self._delay())
         del bodies, body
         stuck = self._await_end(began)
-        self._longest_round = max(self._longest_round, interpreter.monotonic() - began)
+        seconds = interpreter.monotonic() - began
+        self._longest_round = max(self._longest_round, seconds)
+        if self.noise is not None:
+            self.noise.end(seconds)
         failed = set()
         for carrier in self._carriers:
             if not carrier.ended:
@@ -398,6 +408,8 @@ class _Run:
             if self._round_ends_within(min(_GLANCE, until - interpreter.monotonic())):
                 self._report_progress()
                 return ()
+            if self.noise is not None:
+                self.noise.hush()
             self._report_progress()
             states = self._examine()
             if interpreter.monotonic() >= until:

@@ -17,6 +17,7 @@ import inspect
 import itertools
 import linecache
 import os
+import re
 import sys
 import threading
 from types import ModuleType
@@ -354,3 +355,12 @@ def _function_around(tree: ast.Module, code: CodeType) -> ast.AST | None:
         ):
             return node
     return None
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says, without addresses, at most 1,000 characters; never raises."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "<its text cannot be made>"
+    return re.sub(r"0x[0-9a-fA-F]+", "0x...", text[:1000])

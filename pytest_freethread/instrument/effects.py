@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict, defaultdict, deque
-from types import WrapperDescriptorType
+from types import MappingProxyType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -45,13 +45,15 @@ INDEX_READ: Final = 16
 INDEX_WRITE: Final = 17
 DEFAULT_READ: Final = 18
 SHOWN_READ: Final = 19
+SHOWN_WRITE: Final = 20
+SHOWN_ITEM_READ: Final = 21
 
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-_SIZE_AND_STEPS = {"__len__": WHOLE_READ, "__iter__": STEP}
+_SIZE_AND_STEPS = {"__len__": WHOLE_READ, "__iter__": STEP, "__eq__": WHOLE_READ}
 _SEQUENCE = {
     **_SIZE_AND_STEPS,
     "__contains__": WHOLE_READ,
@@ -123,13 +125,27 @@ ITERATORS: Final = frozenset(
 """Types whose instances walk over a container; `gc.get_referents` names it."""
 
 _INDIRECT = {"__len__": SHOWN_READ, "__iter__": STEP, "__contains__": SHOWN_READ}
+_SHOWING: Final[Mapping[type, Mapping[str, int]]] = {
+    **dict.fromkeys(VIEWS | ITERATORS, _INDIRECT),
+    MappingProxyType: {
+        **dict.fromkeys(_words("__getitem__ __contains__ get"), SHOWN_ITEM_READ),
+        **dict.fromkeys(_words("__len__ copy"), SHOWN_READ),
+        "__iter__": STEP,
+    },
+    memoryview: {
+        **dict.fromkeys(_words("__getitem__ __contains__ tobytes tolist hex"), SHOWN_READ),
+        "__setitem__": SHOWN_WRITE,
+        "__iter__": STEP,
+    },
+}
+"""Types that have nothing of their own: what they do is done to what they show."""
 
 METHODS: Final = frozenset(
     name
     for effects in EFFECTS.values()
     for name in effects
     if not name.startswith("__") or name in {"__getitem__", "__setitem__", "__delitem__"}
-) | {"__contains__", "__len__"}
+) | {"__contains__", "__len__", "__next__", "tobytes", "tolist"}
 """Names under which a method may read or write a container that it is called on."""
 
 SYNCHRONISERS: Final = frozenset(
@@ -158,9 +174,9 @@ LAZY_READERS: Final = frozenset(_words("enumerate zip map filter"))
 _UNDIVIDED: Final[Mapping[str, type | tuple[type, ...]]] = {
     **dict.fromkeys(("len", "repr", "str"), object),
     **dict.fromkeys(("set", "frozenset"), (set, dict)),  # they take over the hashes
-    **dict.fromkeys(("dict", "**"), dict),
+    **dict.fromkeys(("dict", "**"), (dict, MappingProxyType)),
     **dict.fromkeys(ARGUMENT_READING_METHODS - {"join"}, object),  # `d.extend(d)` is well-defined
-    **dict.fromkeys(("bytes", "bytearray"), (bytearray, array)),
+    **dict.fromkeys(("bytes", "bytearray"), (bytearray, array, memoryview)),
 }
 """Which readers would see something else if they were given the elements one by one."""
 
@@ -204,8 +220,11 @@ def effect(name: str, owner: type) -> int:
         if any("__bool__" in vars(base) for base in mro):
             return NOTHING
         name = "__len__"
-    if owner in VIEWS or owner in ITERATORS:
-        return _INDIRECT.get(name, NOTHING)
+    if name == "__next__":
+        step = next((vars(base)[name] for base in mro if name in vars(base)), None)
+        return WHOLE_WRITE if type(step) is WrapperDescriptorType else NOTHING
+    if owner in _SHOWING:
+        return _SHOWING[owner].get(name, NOTHING)
     for base in mro:
         if base in EFFECTS and name in EFFECTS[base]:
             return EFFECTS[base][name]

@@ -17,12 +17,22 @@ from __future__ import annotations
 import _thread
 import bisect
 import builtins
+import contextlib
 import functools
 import gc
 import heapq
+import importlib
+import sys
+import weakref
 from collections import defaultdict
 from dataclasses import dataclass
-from types import BuiltinMethodType, ModuleType
+from types import (
+    BuiltinMethodType,
+    GeneratorType,
+    MappingProxyType,
+    MethodWrapperType,
+    ModuleType,
+)
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 from pytest_freethread.instrument.effects import (
@@ -38,7 +48,9 @@ from pytest_freethread.instrument.effects import (
     ITERATORS,
     NOTHING,
     ROUTE,
+    SHOWN_ITEM_READ,
     SHOWN_READ,
+    SHOWN_WRITE,
     STEP,
     SYNCHRONISERS,
     VIEWS,
@@ -106,6 +118,7 @@ class Sink(Protocol):
 _Access: TypeAlias = "Callable[[Any, Any, int, int], Any]"
 
 _access: _Access | None = None
+_sink_access: _Access | None = None
 
 
 def listen(sink: Sink | None) -> None:
@@ -113,12 +126,13 @@ def listen(sink: Sink | None) -> None:
 
     What was learned about classes is dropped: it keeps them alive, for as long as nobody calls.
     """
-    global _access  # noqa: PLW0603 - the one sink of the process
+    global _access, _sink_access  # noqa: PLW0603 - the one sink of the process
     for learned in _effects.values():
         learned.clear()
     _special_reads.clear()
     _special_writes.clear()
-    _access = None if sink is None else sink.access
+    _namespaces.clear()
+    _access = _sink_access = None if sink is None else sink.access
 
 
 # --- what is worth announcing ---------------------------------------------------------------------
@@ -212,13 +226,63 @@ def _definer(owner: type, key: str) -> type | None:
 
 def _owner(container: Any) -> Any:
     """The container that a view shows or an iterator walks over; None for an exhausted one."""
-    if type(container) in VIEWS or type(container) in ITERATORS:
+    kind = type(container)
+    if kind is memoryview:
+        return container.obj
+    if kind in VIEWS or kind in ITERATORS or kind is MappingProxyType:
         referents = gc.get_referents(container)
         return referents[0] if referents else None
     return container
 
 
 # Every probe takes the sink once: it may go away at any moment, in another thread.
+
+# --- namespaces -----------------------------------------------------------------------------------
+# `obj.__dict__["x"]` is the attribute `obj.x`. Code that asks for an object's dict is seen doing
+# so; from then on what happens to that very dict is announced on the object.
+
+_namespaces: Final[dict[int, weakref.ref[Any]]] = {}
+"""By the identity of a dict: the object whose attributes it holds."""
+
+
+def namespace(obj: Any) -> Any:
+    """Before `obj.__dict__` and `vars(obj)`; returns the object."""
+    global _access  # noqa: PLW0603 - the one sink of the process
+    if _access is not None and not issubclass(type(obj), ModuleType):
+        held = _held_by(obj)
+        if type(held) is dict and id(held) not in _namespaces:
+            with contextlib.suppress(TypeError):  # it cannot be referred to weakly
+                reference = weakref.ref(obj, functools.partial(_namespaces.pop, id(held)))
+                _namespaces[id(held)] = reference
+                _access = _access_namespace
+    return obj
+
+
+def _held_by(obj: Any) -> object:
+    """The dict that holds the attributes of an object; of a class, the one behind the proxy."""
+    if issubclass(type(obj), type):
+        return gc.get_referents(_names_of(obj))[0]
+    try:
+        return object.__getattribute__(obj, "__dict__")
+    except AttributeError:
+        return None
+
+
+def _access_namespace(obj: Any, key: Any, op: int, site: int) -> Any:
+    """In place of the sink: an access to a dict that is a namespace is one to an attribute."""
+    access = _sink_access
+    if access is None:
+        return obj
+    reference = _namespaces.get(id(obj)) if type(obj) is dict else None
+    owner = None if reference is None else reference()
+    if owner is None or _held_by(owner) is not obj:
+        return access(obj, key, op, site)
+    attribute = key if op in {ITEM_READ, ITEM_WRITE} and type(key) is str else None
+    if op & 1 and attribute is not None:
+        stored_names.add(attribute)
+    access(owner, attribute, ATTRIBUTE_WRITE if op & 1 else ATTRIBUTE_READ, site)
+    return obj
+
 
 # --- attributes -----------------------------------------------------------------------------------
 
@@ -343,6 +407,14 @@ def _item(access: _Access, obj: Any, key: Any, op: int, site: int) -> None:
     if op == SHOWN_READ:
         _read_whole(access, obj, site)
         return
+    if op == SHOWN_WRITE:
+        access(_owner(obj), None, WHOLE_WRITE, site)
+        return
+    if op == SHOWN_ITEM_READ:
+        shown = _owner(obj)
+        plain = _effect("__getitem__", shown) == ITEM_READ
+        access(shown, key if plain else None, ITEM_READ if plain else WHOLE_READ, site)
+        return
     if op == DEFAULT_READ:
         # Looking a key up may run its own code; only what surely does not is looked up.
         present = type(key) in {str, int, bytes, float, bool} and key in obj
@@ -391,11 +463,56 @@ def cell_write(value: Any, holder: Any, key: str, site: int) -> Any:
     return value
 
 
+def imports(spaces: dict[str, Any], name: str, level: int, site: int) -> None:
+    """Before `import name` and `from name import …`; `level` counts the dots before the name."""
+    access = _access
+    if access is None:
+        return
+    if level:
+        package = spaces.get("__package__") or str(spaces.get("__name__")).rpartition(".")[0]
+        base = package.rsplit(".", level - 1)[0]
+        name = f"{base}.{name}" if name else base
+    access(sys.modules, name, ITEM_READ if name in sys.modules else ITEM_WRITE, site)
+
+
 # --- iteration, membership, truth -----------------------------------------------------------------
 
 
 def iterate(obj: Any, site: int) -> Any:
-    """Around what a loop walks over: a built-in container is announced at each step."""
+    """Around what a loop walks over: each step of a built-in container or iterator is announced."""
+    access = _access
+    if access is None:
+        return obj
+    if _effect("__next__", obj) == WHOLE_WRITE:
+        return obj if _runs_probed(obj) else _after(functools.partial(_pace, obj, site), obj)
+    return walk(obj, site)
+
+
+def _after(announce: Callable[[], None], steps: Any) -> Iterator[Any]:
+    """The same steps, each after a call of `announce`, which returns None.
+
+    All else happens in C: an iterator's own frames see who called them, nothing holds on to what
+    it yields, and the result can be copied if that can be.
+    """
+    return map(_second, iter(announce, False), steps)
+
+
+_second: Final[Callable[[Any, Any], Any]] = {}.get  # what is not there has the default
+
+
+def _pace(iterator: Any, site: int) -> None:
+    __tracebackhide__ = True
+    if (access := _access) is not None:
+        _step(access, iterator, site)
+
+
+def delegate(obj: Any, site: int) -> Any:
+    """Around what `yield from` hands over to; what can be sent to is left as it is."""
+    return obj if hasattr(type(obj), "send") else iterate(obj, site)
+
+
+def walk(obj: Any, site: int) -> Any:
+    """Around what a loop walks over if an iterator there can only be a new one."""
     if _access is None or _effect("__iter__", obj) != STEP:
         return obj
     owner = _owner(obj)
@@ -418,11 +535,53 @@ def spread(obj: Any, how: str, site: int) -> Any:
     Also around an argument of a method that reads containers; `how` is then its name.
     """
     access = _access
-    if access is None or _effect("__iter__", obj) != STEP:
+    if access is None:
+        return obj
+    if _effect("__next__", obj) == WHOLE_WRITE:
+        if how in _TEXTS:
+            return obj
+        if not reads_at_once(how, type(obj)):
+            return iterate(obj, site)
+        if not _runs_probed(obj):
+            _step(access, obj, site)
+        return obj
+    if _effect("__iter__", obj) != STEP:
         return obj
     if reads_at_once(how, type(obj)):
         return _read_whole(access, obj, site)
-    return iterate(obj, site)
+    return walk(obj, site)
+
+
+_TEXTS: Final = frozenset({"len", "repr", "str"})
+
+
+class generator:  # noqa: N801 - named after what it stands for, in reports
+    """Stands for one generator within its own body, which cannot see it."""
+
+    __slots__ = ("__weakref__",)
+
+
+def resumed(token: generator, site: int, sent: Any) -> Any:
+    """In the body of a generator, each time it was resumed; returns what was sent to it.
+
+    So there is a moment at which it is running, and at which another thread may try to resume it.
+    """
+    access = _access
+    if access is not None:
+        access(token, None, WHOLE_WRITE, site)
+    return sent
+
+
+def resumed_at_steps(steps: Any, site: int) -> Any:
+    """Around what a generator expression walks over first: its steps are its resumptions."""
+    if _access is None:
+        return steps
+    return _after(functools.partial(resumed, generator(), site, None), steps)
+
+
+def _runs_probed(obj: Any) -> bool:
+    """Whether it is a generator with probes in its body, which announces itself."""
+    return type(obj) is GeneratorType and resumed in obj.gi_code.co_consts
 
 
 def _read_whole(access: _Access, obj: Any, site: int) -> Any:
@@ -441,8 +600,8 @@ def contains(obj: Any, key: Any, site: int) -> Any:
         op = _memberships[type(obj)]
     except KeyError:
         op = _learn_effect("__contains__", type(obj))
-    if op == ITEM_READ and key is not UNKNOWN:
-        access(obj, key, ITEM_READ, site)
+    if op in {ITEM_READ, SHOWN_ITEM_READ} and key is not UNKNOWN:
+        _item(access, obj, key, op, site)
     elif op >= 0:
         _read_whole(access, obj, site)
     return obj
@@ -461,6 +620,16 @@ def truth(obj: Any, site: int) -> Any:
         access(obj, None, WHOLE_READ, site)
     elif op >= 0:
         _read_whole(access, obj, site)
+    return obj
+
+
+def compared(obj: Any, other: Any, site: int) -> Any:
+    """Before `other == obj`, which reads containers; returns `obj`."""
+    access = _access
+    if access is not None:
+        for each in (other, obj):
+            if _effect("__eq__", each) == WHOLE_READ:
+                access(each, None, WHOLE_READ, site)
     return obj
 
 
@@ -559,8 +728,10 @@ _FIRST_ARGUMENT: Final[dict[str, tuple[Any, int]]] = {
         name: (getattr(bisect, name), WHOLE_READ)
         for name in ("bisect", "bisect_left", "bisect_right")
     },
+    "import_module": (importlib.import_module, NOTHING),
+    "__import__": (builtins.__import__, NOTHING),
 }
-"""Functions in C that read or write the container which is their first argument."""
+"""Functions that read or write the container which is their first argument, or import it."""
 
 FIRST_ARGUMENT_FUNCTIONS: Final = frozenset(_FIRST_ARGUMENT)
 BY_NAME: Final = {
@@ -590,7 +761,7 @@ def argument(function: Any, name: str, site: int, obj: Any) -> Any:
             access(obj, None, WHOLE_READ, site)
         return obj if op != SHOWN_READ else _read_whole(access, obj, site)
     if name == "vars":
-        return access(obj, None, ATTRIBUTE_READ, site)
+        return access(namespace(obj), None, ATTRIBUTE_READ, site)
     if name == "next":
         return _step(access, obj, site)
     return spread(obj, name, site)
@@ -598,8 +769,7 @@ def argument(function: Any, name: str, site: int, obj: Any) -> Any:
 
 def _step(access: _Access, obj: Any, site: int) -> Any:
     """A step of an iterator in C moves it on, and reads the container that it walks over."""
-    step = getattr(type(obj), "__next__", None)
-    if step is not None and not hasattr(step, "__code__"):
+    if _effect("__next__", obj) == WHOLE_WRITE and not _runs_probed(obj):
         access(obj, None, WHOLE_WRITE, site)
         owner = _owner(obj)
         if owner is not None and owner is not obj:
@@ -625,7 +795,10 @@ def late_function(  # noqa: PLR0917 - by position, for speed
     else:
         known, op = _FIRST_ARGUMENT[name]
         container = last if obj is LAST else obj
-        if function is known and _effect("__iter__", container) == STEP:
+        if function is known and op == NOTHING:
+            if type(container) is str and container[:1] != ".":
+                imports({}, container, 0, site)
+        elif function is known and _effect("__iter__", container) == STEP:
             access(container, None, op, site)
     return last
 
@@ -655,9 +828,55 @@ def _call(function: Any, name: str, site: int, /, *args: Any, **keywords: Any) -
     __tracebackhide__ = True
     if name in BY_NAME or name in _FIRST_ARGUMENT:
         late_function(args[0], args[-1 if len(args) < 2 else 1], name, site, function, None)
-    elif type(function) is BuiltinMethodType:
+    elif type(function) in _BOUND:
         late_method(function.__self__, args[0] if args else None, name, site, None)
     return function(*args, **keywords)
+
+
+_BOUND: Final = frozenset({BuiltinMethodType, MethodWrapperType})
+
+
+class _Bound:
+    # A method of a built-in container that was looked up now, to be called later on.
+
+    __slots__ = ("__weakref__", "_function", "_name", "_site")
+
+    __doc__ = property(lambda self: self._function.__doc__)
+
+    def __init__(self, function: Any, name: str, site: int) -> None:
+        self._function = function
+        self._name = name
+        self._site = site
+
+    def __call__(self, /, *args: Any, **keywords: Any) -> Any:
+        __tracebackhide__ = True
+        return _call(self._function, self._name, self._site, *args, **keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._function == (other._function if isinstance(other, _Bound) else other))
+
+    def __hash__(self) -> int:
+        return hash(self._function)
+
+    def __repr__(self) -> str:
+        return repr(self._function)
+
+    def __reduce__(self) -> Any:
+        return self._function.__reduce__()
+
+
+_Bound.__name__ = "builtin_function_or_method"  # which messages name
+
+
+def bound(function: Any, name: str, site: int) -> Any:
+    """Around `obj.name` that is not called right there; returns what announces each call."""
+    if _access is None or type(function) not in _BOUND:
+        return function
+    known = _effect(name, function.__self__) not in {NOTHING, ROUTE}
+    return _Bound(function, name, site) if known else function
 
 
 def visible(function: Any, name: str, result: Any) -> Any:

@@ -13,11 +13,16 @@ as they were:
 - a method call on a container is announced when its arguments are there: before the call, if no
   argument announces anything itself, else around the last argument;
 - a variable is announced in front of its load: `global_read(…) and x`;
-- an augmented assignment is taken apart into its load, its operation and its store.
+- an augmented assignment is taken apart into its load, its operation and its store;
+- a generator announces a token of its own at its beginning and after each `yield`, so that there
+  is a moment at which it runs; a generator expression does so where it takes its next element;
+- a container's method that is looked up without a call becomes something that announces each call.
 
-Not announced: names bound by `except … as`, `def`, `class`, `import a.b` or a match pattern, even
-if they are global or captured; attributes that a class pattern reads; comprehension variables that
-a lambda captures; a global's load if only another module rebinds it (as `module.name = …`).
+Not announced: containers that an operator reads (`a + b`; but `==` is) or a format shows; a
+generator's `close` and `throw`; names bound by `except … as`, `def`, `class`, `import a.b` or a
+match pattern, even if they are global or captured; attributes that a class pattern reads;
+comprehension variables that a lambda captures; a global's load if only another module rebinds it
+(as `module.name = …`).
 """
 
 from __future__ import annotations
@@ -55,7 +60,9 @@ CONSTANTS: Final[dict[str, object]] = {
         *(probes.read, probes.write, probes.item_read, probes.item_write, probes.item_delete),
         probes.item_pair,
         *(probes.global_read, probes.global_write, probes.cell_read, probes.cell_write),
-        *(probes.iterate, probes.spread, probes.contains, probes.truth, probes.inplace),
+        *(probes.iterate, probes.walk, probes.delegate, probes.spread, probes.contains),
+        *(probes.truth, probes.compared, probes.inplace, probes.bound, probes.namespace),
+        *(probes.imports, probes.generator, probes.resumed, probes.resumed_at_steps),
         *(probes.receiver, probes.enter, probes.method, probes.late_method, probes.argument),
         *(probes.late_function, probes.late_raw, probes.through, probes.visible),
         *(slice, operator.getitem, builtins.globals),
@@ -65,6 +72,9 @@ CONSTANTS: Final[dict[str, object]] = {
     f"{PREFIX}:UNKNOWN": probes.UNKNOWN,
 }
 """The strings in the rewritten code that stand for objects, and these objects."""
+
+_TOKEN: Final = f"{PREFIX}0"
+"""The variable in a generator's body that stands for the generator."""
 
 _FOREIGN = {"@pytest_ar", "@py_builtins"}
 _INPLACE = {
@@ -101,12 +111,7 @@ def rewrite(tree: ast.Module, source: bytes, file: str) -> Rewritten:
     scopes = _Scopes(tree)
     rewriter = _Rewriter(scopes, source, file)
     rewriter.visit(tree)
-    # pytest's nodes begin somewhere and end nowhere; `ast` would have them end on line 1.
-    located: Any
-    for located in ast.walk(tree):
-        if hasattr(located, "lineno") and getattr(located, "end_lineno", None) is None:
-            located.end_lineno, located.end_col_offset = located.lineno, located.col_offset
-    ast.fix_missing_locations(tree)
+    _locate(tree, (1, 0, 1, 0))
     return Rewritten(tree=tree, stored=frozenset(rewriter.stored | scopes.rebound_globals))
 
 
@@ -116,6 +121,49 @@ def mangle(name: str, class_name: str | None) -> str:
     if not stripped or not name.startswith("__") or name.endswith("__") or "." in name:
         return name
     return f"_{stripped}{name}"
+
+
+# --- walking --------------------------------------------------------------------------------------
+# `ast` walks with generators within generators; on large packages that is half of all the time.
+
+_LEAVES: Final = (ast.expr_context, ast.operator, ast.unaryop, ast.cmpop, ast.boolop)
+_CHILDLESS: Final = (ast.Name, ast.Constant)
+
+
+def _children(node: ast.AST) -> list[ast.AST]:
+    children: list[ast.AST] = []
+    if isinstance(node, _CHILDLESS):
+        return children
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if type(value) is list:
+            children += [child for child in value if isinstance(child, ast.AST)]
+        elif isinstance(value, ast.AST) and not isinstance(value, _LEAVES):
+            children.append(value)
+    return children
+
+
+def _locate(node: Any, around: tuple[int, int, int, int]) -> None:
+    """Give new nodes the place of what they are in, down from `node`.
+
+    pytest's nodes begin somewhere and end nowhere; `ast` would have them end on line 1.
+    """
+    if "lineno" in node._attributes:  # noqa: SLF001 - public, as `_fields` is
+        line = getattr(node, "lineno", None)
+        if line is None:
+            node.lineno, node.col_offset, node.end_lineno, node.end_col_offset = around
+        else:
+            if getattr(node, "end_lineno", None) is None:
+                node.end_lineno, node.end_col_offset = line, node.col_offset
+            around = line, node.col_offset, node.end_lineno, node.end_col_offset
+    for child in _children(node):
+        _locate(child, around)
+
+
+class _Visitor(ast.NodeVisitor):
+    def generic_visit(self, node: ast.AST) -> Any:
+        for child in _children(node):
+            self.visit(child)
 
 
 # --- scopes ---------------------------------------------------------------------------------------
@@ -133,6 +181,7 @@ class _Scope:
     used: set[str] = field(default_factory=set)
     cells: set[str] = field(default_factory=set)
     spread_parameters: set[str] = field(default_factory=set)
+    yields: bool = False
 
     def owner(self, name: str) -> _Scope:
         """The scope whose variable `name` is, seen from here."""
@@ -149,7 +198,7 @@ class _Scope:
         return scope
 
 
-class _Scopes(ast.NodeVisitor):
+class _Scopes(_Visitor):
     """The scopes of a module, and which of its variables are rebound where others can see it."""
 
     def __init__(self, tree: ast.Module) -> None:
@@ -157,6 +206,7 @@ class _Scopes(ast.NodeVisitor):
         self._scope = self.of[tree] = _Scope("module", None)
         self._all = [self._scope]
         self._loops = 0
+        self._suspends = False
         for statement in tree.body:
             self.visit(statement)
         self.rebound_globals = {
@@ -176,12 +226,12 @@ class _Scopes(ast.NodeVisitor):
         self._scope.bound[name] += 1 + (self._loops > 0)
 
     def _within(self, node: ast.AST, kind: str) -> Iterator[None]:
-        before = self._scope, self._loops
+        before = self._scope, self._loops, self._suspends
         self._scope, self._loops = _Scope(kind, self._scope), 0
         self.of[node] = self._scope
         self._all.append(self._scope)
         yield
-        self._scope, self._loops = before
+        self._scope, self._loops, self._suspends = before
 
     def _visit_all(self, nodes: Iterable[ast.AST | None]) -> None:
         for node in nodes:
@@ -202,6 +252,7 @@ class _Scopes(ast.NodeVisitor):
             for spread in (arguments.vararg, arguments.kwarg):
                 if spread is not None:
                     self._scope.spread_parameters.add(spread.arg)
+            self._suspends = isinstance(node, ast.FunctionDef)
             self._visit_all([node.body] if isinstance(node, ast.Lambda) else node.body)
 
     visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = _function  # noqa: N815
@@ -257,6 +308,12 @@ class _Scopes(ast.NodeVisitor):
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         self._visit_all((node.value, node.target))
+
+    def _yield(self, node: ast.Yield | ast.YieldFrom) -> None:
+        self._scope.yields = self._suspends
+        self.generic_visit(node)
+
+    visit_Yield = visit_YieldFrom = _yield  # noqa: N815
 
     def visit_Global(self, node: ast.Global) -> None:
         self._scope.globals.update(node.names)
@@ -338,7 +395,7 @@ def _binds(*nodes: ast.AST) -> bool:
 # --- the rewriting --------------------------------------------------------------------------------
 
 
-class _Rewriter(ast.NodeTransformer):
+class _Rewriter(_Visitor):
     def __init__(self, scopes: _Scopes, source: bytes, file: str) -> None:
         self.stored: set[str] = set()
         self._scopes = scopes
@@ -351,6 +408,7 @@ class _Rewriter(ast.NodeTransformer):
         self._temporaries = 0
         self._in_comprehension = 0
         self._in_old_fstring = 0
+        self._consumed: set[ast.expr] = set()  # announced by what takes them, right there
 
     # --- sites and names
 
@@ -403,6 +461,16 @@ class _Rewriter(ast.NodeTransformer):
             return self._probed(node.id) is None
         return isinstance(node, ast.Constant)
 
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if type(value) is list:
+                if value and isinstance(value[0], ast.AST):
+                    value[:] = self._all(value)
+            elif isinstance(value, ast.AST) and not isinstance(value, _LEAVES):
+                setattr(node, name, self.visit(value))
+        return node
+
     def _expression(self, node: ast.expr) -> ast.expr:
         return cast("ast.expr", self.visit(node))
 
@@ -429,6 +497,18 @@ class _Rewriter(ast.NodeTransformer):
         self._find_functions(node.body)
         return node
 
+    def _find_descriptors(self, node: ast.ClassDef) -> None:
+        """Whatever is made in a class may store itself into instances, as a cached property."""
+        for statement in node.body:
+            if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                plain = all(_named(each) in _PLAIN_DECORATORS for each in statement.decorator_list)
+                names = [] if plain else [statement.name]
+            elif isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
+                names = [each.id for each in statement.targets if isinstance(each, ast.Name)]
+            else:
+                continue
+            self.stored.update(mangle(name, node.name) for name in names)
+
     def _find_functions(self, nodes: Iterable[ast.AST]) -> None:
         """Walk over code that does not run again, down to the functions in it."""
         for node in nodes:
@@ -440,15 +520,16 @@ class _Rewriter(ast.NodeTransformer):
                 self._body(node)
             elif isinstance(node, ast.ClassDef):
                 self._find_functions((*node.decorator_list, *node.bases, *node.keywords))
+                self._find_descriptors(node)
                 for _ in self._entered(node, node.name):
                     self._class_name = node.name
                     self._find_functions(node.body)
             elif node in self._scopes.of:
                 for _ in self._entered(node):
                     self._in_comprehension += 1
-                    self._find_functions(ast.iter_child_nodes(node))
+                    self._find_functions(_children(node))
             else:
-                self._find_functions(ast.iter_child_nodes(node))
+                self._find_functions(_children(node))
 
     def _body(self, node: _Function) -> None:
         name = "<lambda>" if isinstance(node, ast.Lambda) else node.name
@@ -460,7 +541,9 @@ class _Rewriter(ast.NodeTransformer):
                 docstring = (
                     node.body[:1] if ast.get_docstring(node, clean=False) is not None else []
                 )
-                node.body = docstring + self._all(node.body[len(docstring) :])
+                rest = node.body[len(docstring) :]
+                begun = [self._begun(rest[0])] if self._scope.yields else []
+                node.body = docstring + begun + self._all(rest)
 
     def _inner_function(self, node: _Function) -> _Function:
         node.args.defaults = self._all(node.args.defaults)
@@ -483,6 +566,7 @@ class _Rewriter(ast.NodeTransformer):
         node.decorator_list = self._all(node.decorator_list)
         node.bases = self._all(node.bases)
         node.keywords = self._all(node.keywords)
+        self._find_descriptors(node)
         inside = ("<locals>",) if self._scope.kind != "class" else ()
         for _ in self._entered(node, *inside, node.name):
             self._class_name = node.name
@@ -496,6 +580,10 @@ class _Rewriter(ast.NodeTransformer):
         self._in_comprehension += 1
         first = node.generators[0]
         first.iter = self._iterated(first.iter)
+        shared = isinstance(node, ast.GeneratorExp) and node not in self._consumed
+        if shared and not first.is_async:
+            site = self._site(node, "iterate")
+            first.iter = _call(probes.resumed_at_steps, first.iter, site, like=first.iter)
         for _ in self._entered(node):
             for number, generator in enumerate(node.generators):
                 generator.target = self._expression(generator.target)
@@ -531,7 +619,7 @@ class _Rewriter(ast.NodeTransformer):
 
     # --- attributes
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.Attribute:
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         if isinstance(node.ctx, ast.Load):
             return self._attribute_load(node)
         key = self._mangled(node.attr)
@@ -539,21 +627,27 @@ class _Rewriter(ast.NodeTransformer):
         kind: probes.Kind = "write" if isinstance(node.ctx, ast.Store) else "delete"
         site = self._site(node, kind, key)
         owner = self._expression(node.value)
-        node.value = _call(probes.write, owner, _constant(key), site, like=node.value)
+        named = _constant(None if key == "__dict__" else key)
+        node.value = _call(probes.write, owner, named, site, like=node.value)
         return node
 
-    def _attribute_load(self, node: ast.Attribute) -> ast.Attribute:
+    def _attribute_load(self, node: ast.Attribute) -> ast.expr:
         if _root(node) in _FOREIGN:
             return node
         key = self._mangled(node.attr)
         silent = (key.startswith("__") and key.endswith("__")) or self._is_super(node.value)
         site = _constant(0) if silent else self._site(node, "read", key)
         value = self._expression(node.value)
+        if key == "__dict__":
+            value = _call(probes.namespace, value, like=value)
         if not silent:
             probe = probes.receiver if key in SYNCHRONISERS else probes.read
             value = _call(probe, value, _constant(key), site, like=value)
         node.value = value
-        return node
+        if key not in METHODS or self._is_super(node.value):
+            return node
+        site = self._site(node, "call", key)
+        return _call(probes.bound, node, _constant(key), site, like=node)
 
     @staticmethod
     def _is_super(node: ast.expr) -> bool:
@@ -571,6 +665,7 @@ class _Rewriter(ast.NodeTransformer):
             return node
         if isinstance(node.value, _FRESH):
             return cast("ast.expr", self.generic_visit(node))
+        self._consumed.add(node.value)
         kind, probe, method = _ITEM_PROBES[type(node.ctx)]
         site: ast.expr = self._site(node, kind)
         if self._is_quiet(node.value):
@@ -797,6 +892,18 @@ class _Rewriter(ast.NodeTransformer):
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> ast.stmt | list[ast.stmt]:
         before, statements = self._temporaries, list[ast.stmt]()
+        imported = (
+            [(alias.name, 0) for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [(node.module or "", node.level)]
+        )
+        announced = [
+            _call(
+                probes.imports, _call(builtins.globals, like=node), _constant(name),
+                _constant(level), self._site(node, "call", name), like=node,
+            )
+            for name, level in imported
+        ]  # fmt: skip
         for alias in node.names:
             name = _bound_by(alias)
             if self._probed(name) is None or (alias.asname is None and "." in alias.name):
@@ -805,7 +912,8 @@ class _Rewriter(ast.NodeTransformer):
             statements += self._bind(_at(_store(name), node), _load(alias.asname), node)
             statements.append(_clear(alias.asname, like=node))
         self._temporaries = before
-        return [node, *statements]
+        calls = [ast.copy_location(ast.Expr(value=call), node) for call in announced]
+        return [*calls, node, *statements]
 
     visit_Import = visit_ImportFrom = _import  # noqa: N815
 
@@ -855,23 +963,40 @@ class _Rewriter(ast.NodeTransformer):
     # --- iteration, membership, truth
 
     def _iterated(self, node: ast.expr) -> ast.expr:
-        if isinstance(node, (*_FRESH, ast.Tuple)) or _calls(node, _FRESH_ITERATORS):
+        if _is_fresh(node):
             return self._expression(node)
         site = self._site(node, "iterate")
-        return _call(probes.iterate, self._expression(node), site, like=node)
+        probe = probes.walk if _calls(node, {"iter", "reversed"}) else probes.iterate
+        return _call(probe, self._expression(node), site, like=node)
 
     def _spread(self, node: ast.expr, how: str, name: str | None = None) -> ast.expr:
-        fresh = isinstance(node, (*_FRESH, ast.Tuple)) or (
-            isinstance(node, ast.Name) and node.id in self._scope.spread_parameters
-        )
-        if fresh:
+        own = isinstance(node, ast.Name) and node.id in self._scope.spread_parameters
+        if own or _is_fresh(node):
             return self._expression(node)
         site = self._site(node, "read", name)
         return _call(probes.spread, self._expression(node), _constant(how), site, like=node)
 
     def visit_YieldFrom(self, node: ast.YieldFrom) -> ast.YieldFrom:
-        node.value = self._iterated(node.value)
+        if _is_fresh(node.value):
+            node.value = self._expression(node.value)
+        else:
+            site = self._site(node.value, "iterate")
+            node.value = _call(probes.delegate, self._expression(node.value), site, like=node.value)
         return node
+
+    def visit_Yield(self, node: ast.Yield) -> ast.expr:
+        if node.value is not None:
+            node.value = self._expression(node.value)
+        if not self._scope.yields:
+            return node
+        return _call(probes.resumed, _load(_TOKEN), self._site(node, "iterate"), node, like=node)
+
+    def _begun(self, first: ast.stmt) -> ast.stmt:
+        """What goes before the first statement of a generator."""
+        token = _keep(_TOKEN, _call(probes.generator, like=first))
+        site = self._site(first, "iterate")
+        call = _call(probes.resumed, token, site, _constant(None), like=first)
+        return ast.copy_location(ast.Expr(value=call), first)
 
     def visit_Starred(self, node: ast.Starred) -> ast.Starred:
         if isinstance(node.ctx, ast.Load):
@@ -903,8 +1028,16 @@ class _Rewriter(ast.NodeTransformer):
             return node
         key: ast.expr = _constant(f"{PREFIX}:UNKNOWN")
         before, temporary = self._temporaries, None
+        announced: tuple[type[ast.cmpop], ...] = ast.In, ast.NotIn
+        probe: Callable[..., object] = probes.contains
+        fresh: tuple[type[ast.AST], ...] = (*_FRESH, ast.Tuple)
+        if len(node.ops) == 1 and isinstance(node.ops[0], (ast.Eq, ast.NotEq)):
+            if any(map(_is_scalar, (node.left, *node.comparators))):
+                return cast("ast.Compare", self.generic_visit(node))
+            announced, probe, fresh = (ast.Eq, ast.NotEq), probes.compared, ()
+        self._consumed.update(node.comparators)
         left = self._expression(node.left)
-        if len(node.ops) == 1 and isinstance(node.ops[0], (ast.In, ast.NotIn)):
+        if len(node.ops) == 1 and isinstance(node.ops[0], announced):
             if self._is_quiet(node.left) and not _binds(*node.comparators):
                 key = node.left
             elif self._may_keep:
@@ -913,12 +1046,10 @@ class _Rewriter(ast.NodeTransformer):
         node.left = left
         for number, (operation, operand) in enumerate(zip(node.ops, node.comparators, strict=True)):
             visited = self._expression(operand)
-            if isinstance(operation, (ast.In, ast.NotIn)) and not isinstance(
-                operand, (*_FRESH, ast.Tuple)
-            ):
+            if isinstance(operation, announced) and not isinstance(operand, fresh):
                 site: ast.expr = self._site(node, "read")
                 site = _keep(temporary, site) if temporary else site
-                visited = _call(probes.contains, visited, key, site, like=operand)
+                visited = _call(probe, visited, key, site, like=operand)
             node.comparators[number] = visited
         self._temporaries = before
         return node
@@ -987,10 +1118,14 @@ class _Rewriter(ast.NodeTransformer):
             name = function.id
         elif isinstance(function, ast.Attribute):
             name = function.attr
+            if name in ARGUMENT_READING_METHODS:
+                self._consumed.update(node.args)
             if name in probes.RAW and len(node.args) >= 1 and not _has_starred(node):
                 return self._raw_call(node, function)
             if name in _CONTAINER_METHODS:
                 return self._method_call(node, function)
+        if name in READERS:
+            self._consumed.update(node.args)
         spread = _has_starred(node)
         if isinstance(function, ast.Name) and self._is_quiet(function):
             if name in {"locals", "vars", "dir"} and not node.args and not node.keywords:
@@ -1007,6 +1142,9 @@ class _Rewriter(ast.NodeTransformer):
         return cast("ast.expr", self.generic_visit(node))
 
     def _reading_call(self, node: ast.Call, name: str) -> ast.Call:
+        if name == "vars" and node in self._consumed:
+            node.args = [_call(probes.namespace, *self._all(node.args), like=node)]
+            return node
         reading = node.args[:1]
         if name in {"min", "max"} and len(node.args) > 1:
             reading = []
@@ -1016,8 +1154,7 @@ class _Rewriter(ast.NodeTransformer):
             reading = node.args
         arguments = []
         for argument in node.args:
-            fresh = isinstance(argument, (*_FRESH, ast.Tuple, ast.Starred))
-            if argument not in reading or fresh:
+            if argument not in reading or isinstance(argument, ast.Starred) or _is_fresh(argument):
                 arguments.append(self._expression(argument))
                 continue
             site = self._site(node, "read" if name != "next" else "iterate", name)
@@ -1062,6 +1199,7 @@ class _Rewriter(ast.NodeTransformer):
         if isinstance(function.value, (*_FRESH, ast.Tuple)) or self._is_super(function.value):
             function.value = self._expression(function.value)
             return self._visit_arguments(node)
+        self._consumed.add(function.value)
         site = self._site(node, "call", name)
         values = [*node.args, *(keyword.value for keyword in node.keywords)]
         reads = name in ARGUMENT_READING_METHODS and bool(values)
@@ -1087,7 +1225,9 @@ class _Rewriter(ast.NodeTransformer):
     def _argument(self, call: ast.Call, node: ast.expr) -> ast.expr:
         method = call.func.attr if isinstance(call.func, ast.Attribute) else None
         if method in ARGUMENT_READING_METHODS and not isinstance(node, ast.Starred):
-            return self._spread(node, method, method)
+            receiver = cast("ast.Attribute", call.func).value
+            text = isinstance(receiver, (ast.Constant, ast.JoinedStr))
+            return self._spread(node, "join" if text else "extend", method)
         return self._expression(node)
 
     def _late(
@@ -1185,6 +1325,11 @@ _FRESH: Final = (
 )
 """Expressions whose value is new or cannot change: nobody else can access it."""
 _FRESH_ITERATORS: Final = {"range", "enumerate", "zip", "map", "filter", "sorted"}
+_PLAIN_DECORATORS: Final = {
+    *("property", "setter", "getter", "deleter", "staticmethod", "classmethod", "abstractmethod"),
+    *("override", "overload", "final"),
+}
+_SCALARS: Final = {"len", "type", "id", "hash", "str", "repr", "int", "float", "bool", "abs"}
 _NEVER_SHARED: Final = READERS | {"isinstance", "issubclass", "hasattr", "callable", "bool"}
 
 
@@ -1208,6 +1353,20 @@ def _clearing(names: Iterable[str], value: ast.expr) -> ast.expr:
 
 def _calls(node: ast.expr, names: Container[str]) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
+
+
+def _named(decorator: ast.expr) -> str | None:
+    if isinstance(decorator, ast.Attribute):
+        return decorator.attr
+    return decorator.id if isinstance(decorator, ast.Name) else None
+
+
+def _is_fresh(node: ast.expr) -> bool:
+    return isinstance(node, (*_FRESH, ast.Tuple)) or _calls(node, _FRESH_ITERATORS)
+
+
+def _is_scalar(node: ast.expr) -> bool:
+    return isinstance(node, (ast.Constant, ast.JoinedStr)) or _calls(node, _SCALARS)
 
 
 def _has_starred(node: ast.Call) -> bool:

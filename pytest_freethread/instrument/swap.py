@@ -11,11 +11,15 @@ that had begun before goes on with the code that it began with.
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import gc
 import importlib.util
 import inspect
+import marshal
 import os
 import sys
+import sysconfig
 import warnings
 import weakref
 from dataclasses import dataclass, field
@@ -27,7 +31,7 @@ from pytest_freethread.instrument.rewrite import CONSTANTS, PREFIX, rewrite
 from pytest_freethread.interpreter import Lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
     from types import TracebackType
 
 
@@ -83,8 +87,9 @@ class instrumented:  # noqa: N801 - a context manager, used like a verb
     def _install(self) -> Instrumentation:
         left_out: list[tuple[str, str]] = []
         wanted: dict[str, _Installed] = {}
-        for module in self._modules:
-            found = _compiled(module)
+        with _no_collection():
+            compiled = [_compiled(module) for module in self._modules]
+        for module, found in zip(self._modules, compiled, strict=True):
             if isinstance(found, str):
                 left_out.append((module.__name__, found))
                 continue
@@ -95,12 +100,13 @@ class instrumented:  # noqa: N801 - a context manager, used like a verb
             wanted[found.file] = installed
             probes.stored_names.update(found.stored)
         functions = 0
-        for function in _live_functions(self._modules):
-            installed_ = wanted.get(_path(function.__code__))
+        without = {name for name, reason in left_out if reason != _HARNESS}
+        for function in _live_functions(self._modules, without):
+            installed_ = wanted.get(_absolute(function.__code__.co_filename))
             if installed_ is None:
-                reason = (
-                    "made by exec: no source" if function.__code__.co_filename[0] == "<" else ""
-                )
+                made = function.__code__.co_filename[:1] in _NO_FILE
+                unseen = "its module has no probes" if function.__module__ in without else ""
+                reason = "made by exec: no source" if made else unseen
             else:
                 reason = installed_.swap(function)
                 functions += not reason
@@ -135,7 +141,7 @@ class _Compiled:
     probed: dict[tuple[Any, ...], CodeType]
     original: dict[int, CodeType]
     stored: frozenset[str]
-    known: dict[int, tuple[CodeType, CodeType | None]] = field(default_factory=dict)
+    known: dict[int, tuple[weakref.ref[CodeType], CodeType | None]] = field(default_factory=dict)
 
     def counterpart(self, code: CodeType) -> CodeType | None:
         """The probed code for the code of a live function; remembered, since likeness is dear."""
@@ -145,10 +151,13 @@ class _Compiled:
             if probed is not None and code.co_flags & inspect.CO_ITERABLE_COROUTINE:
                 probed = probed.replace(co_flags=probed.co_flags | inspect.CO_ITERABLE_COROUTINE)
                 self.original[id(probed)] = code
-            known = self.known[id(code)] = code, probed
+            forget = functools.partial(self.known.pop, id(code))
+            known = self.known[id(code)] = weakref.ref(code, forget), probed
         return known[1]
 
 
+_HARNESS: Final = "it is the harness itself"
+_RACY: Final = 2 * 10**9
 _lock = Lock()
 _cache: Final[dict[tuple[str, bool], _Compiled]] = {}
 
@@ -157,7 +166,7 @@ def _compiled(module: ModuleType) -> _Compiled | str:
     """The code of a module with and without probes, or the reason why there is none."""
     file = getattr(module, "__file__", None)
     if _is_harness(module.__name__):
-        return "it is the harness itself"
+        return _HARNESS
     if file is None or not file.endswith((".py", ".pyw")):
         return "no Python source"
     path = os.path.abspath(file)  # noqa: PTH100 - a string, compared with those in code objects
@@ -172,17 +181,43 @@ def _compiled(module: ModuleType) -> _Compiled | str:
             return known
         with open(path, "rb") as stream:  # noqa: PTH123
             raw = stream.read()
-        found = _compile(path, file, stamp, raw, (asserts, loader) if rewriting else None)
+        named = _frozen_name(module) or file
+        found = _compile(path, named, stamp, raw, (asserts, loader) if rewriting else None)
     except (OSError, SyntaxError, ValueError) as error:
         return f"its source cannot be used: {error}"
     _cache[path, rewriting] = found
     return found
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Syntax trees are many objects and no cycles: the collector takes a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _is_harness(name: str) -> bool:
     """Whether the probes, or whoever listens to them, may be running code of this module."""
     package, _, rest = name.partition(".")
     return package == probes.__name__.partition(".")[0] and not rest.startswith("reference")
+
+
+def _frozen_name(module: ModuleType) -> str | None:
+    """What the code objects of a module name as their file, if the interpreter contains it."""
+    spec = getattr(module, "__spec__", None)
+    frozen = getattr(spec, "origin", None) == "frozen"
+    return f"<frozen {getattr(spec, 'name', '')}>" if frozen else None
+
+
+def _code_file(module: ModuleType) -> str | None:
+    """The absolute path that the code objects of a module name, or `<frozen …>`."""
+    file = _frozen_name(module) or getattr(module, "__file__", None)
+    return _absolute(file) if file else None
 
 
 def _compile(
@@ -200,17 +235,40 @@ def _compile(
     with warnings.catch_warnings():
         # The source's own warnings came when it was imported; ours are strings in a call's place.
         warnings.simplefilter("ignore")
-        plain = compile(parsed(), file, "exec", dont_inherit=True)
+        plain = None if rewriting else _from_bytecode(path, raw, stamp)
+        if plain is None:
+            plain = compile(parsed(), file, "exec", dont_inherit=True)
         rewritten = rewrite(parsed(), source, file)
         probed = _with_constants(compile(rewritten.tree, file, "exec", dont_inherit=True))
     pairs = dict(_pairs(plain, probed))
     return _Compiled(
-        file=path,
+        file=_absolute(file),
         stamp=stamp,
         probed={_likeness(old): new for old, new in pairs.items()},
         original={id(new): old for old, new in pairs.items()},
         stored=rewritten.stored,
     )
+
+
+def _from_bytecode(file: str, raw: bytes, stamp: tuple[int, int]) -> CodeType | None:
+    """What the import system has kept of the source's compilation, if it is surely of this source.
+
+    It goes by the second and the size, which two versions of a source may have in common; a file
+    that was written more than two seconds after its source is of the last version in that second.
+    """
+    try:
+        kept = importlib.util.cache_from_source(file)
+        with open(kept, "rb") as stream:  # noqa: PTH123
+            if os.fstat(stream.fileno()).st_mtime_ns - stamp[0] < _RACY:
+                return None
+            header, body = stream.read(16), stream.read()
+        seconds = (stamp[0] // 10**9) & 0xFFFFFFFF
+        numbers = 0, seconds, len(raw) & 0xFFFFFFFF
+        expected = importlib.util.MAGIC_NUMBER + b"".join(n.to_bytes(4, "little") for n in numbers)
+        code = marshal.loads(body) if header == expected else None  # noqa: S302 - as imports do
+    except (OSError, NotImplementedError, EOFError, ValueError, TypeError):
+        return None
+    return code if isinstance(code, CodeType) else None
 
 
 def _with_constants(code: CodeType) -> CodeType:
@@ -298,6 +356,9 @@ class _Installed:
             self.swapped.pop()
 
 
+_NO_FILE: Final = ("", "<")
+"""How the names begin that code has whose source is no file."""
+
 _installed: Final[dict[str, _Installed]] = {}
 
 
@@ -327,31 +388,84 @@ def _put_back(done: list[_Installed]) -> None:
 
 
 def _all_functions() -> list[FunctionType]:
-    return [thing for thing in gc.get_objects() if type(thing) is FunctionType]
+    if gc.get_freeze_count():  # what is frozen is not listed
+        gc.unfreeze()
+        things = gc.get_objects()
+        gc.freeze()
+    else:
+        things = gc.get_objects()
+    return [thing for thing in things if type(thing) is FunctionType]
+
+
+_FORGETS: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED")) and sys.version_info < (3, 14)
+_DEEPEST: Final = 8
+"""References between a module and a function of it: a class, its dict, a wrapper, its dict, ..."""
+
+
+def _untracked_functions(modules: Iterable[ModuleType]) -> list[FunctionType]:
+    """Functions that the garbage collector of a free-threaded 3.13 does not list.
+
+    Once the first thread was started it makes the functions and classes of modules immortal, and
+    forgets about them. They are all to be reached from their modules' names.
+    """
+    names = {module.__name__ for module in modules}
+    wave: list[Any] = [vars(module) for module in modules]
+    # What the functions of a module have in common leads out of it: whatever it imports.
+    seen = {id(module.__dict__) for module in list(sys.modules.values())}
+    found = []
+    for _ in range(_DEEPEST):
+        things, wave = gc.get_referents(*wave), []
+        for thing in things:
+            if id(thing) in seen:
+                continue
+            seen.add(id(thing))
+            kind = type(thing)
+            if kind is FunctionType:
+                found.append(thing)
+            foreign = issubclass(kind, type) and thing.__module__ not in names
+            if not foreign and not issubclass(kind, ModuleType):
+                wave.append(thing)
+    return found
 
 
 _paths: Final[dict[str, str]] = {}
 
 
-def _path(code: CodeType) -> str:
-    name = code.co_filename
-    found = _paths.get(name)
+def _absolute(file: str) -> str:
+    """A path that two code objects of one source have in common; `<…>` is none."""
+    found = _paths.get(file)
     if found is None:
-        found = _paths[name] = os.path.abspath(name)  # noqa: PTH100
+        found = file if file[:1] == "<" else os.path.abspath(file)  # noqa: PTH100
+        _paths[file] = found
     return found
 
 
-def _live_functions(modules: tuple[ModuleType, ...]) -> list[FunctionType]:
-    """All functions whose code is in the files of the modules, and what `exec` put into them."""
+def _live_functions(
+    modules: tuple[ModuleType, ...], without: Container[str] = ()
+) -> list[FunctionType]:
+    """All functions whose code is in the files of the modules, and what `exec` put into them.
+
+    Of the modules that are named in `without`, all that say they are in them.
+    """
     names = {module.__name__ for module in modules}
-    paths = (getattr(module, "__file__", None) for module in modules)
-    files = {os.path.abspath(path) for path in paths if path}  # noqa: PTH100
-    found = {}
-    for function in _all_functions():
+    files = set(map(_code_file, modules))
+    own: dict[str, bool] = {}
+    found = []
+    functions = _all_functions()
+    if _FORGETS:
+        listed = {id(function) for function in functions}
+        functions += [each for each in _untracked_functions(modules) if id(each) not in listed]
+    for function in functions:
         code = function.__code__
-        if not code.co_flags & inspect.CO_OPTIMIZED:
-            continue  # the body of a class: it has run, and never does again
-        own = _path(code) in files and code.co_name != "__annotate__"
-        if own or (code.co_filename[0] == "<" and function.__module__ in names):
-            found[id(function)] = function
-    return list(found.values())
+        file = code.co_filename
+        if file not in own:
+            own[file] = _absolute(file) in files
+        if own[file]:
+            # Without that flag it is the body of a class, which never runs again.
+            if code.co_flags & inspect.CO_OPTIMIZED and code.co_name != "__annotate__":
+                found.append(function)
+        elif (file[:1] in _NO_FILE and function.__module__ in names) or (
+            without and function.__module__ in without
+        ):
+            found.append(function)
+    return found

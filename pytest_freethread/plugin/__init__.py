@@ -69,17 +69,34 @@ def round_index(request: pytest.FixtureRequest) -> int:
 class Verbs:
     """The harness's verbs with a test's plan as their defaults; see the functions of that name."""
 
-    def __init__(self, defaults: dict[str, Any]) -> None:
-        self._defaults = defaults
+    def __init__(self, item: pytest.Item) -> None:
+        self._item = item
 
     def stress(self, *bodies: Callable[..., object], **settings: Any) -> Result:
         """`pytest_freethread.stress`."""
         from pytest_freethread.harness import stress
 
-        return stress(*bodies, **{**self._defaults, **settings})
+        return stress(*bodies, **{**options.verb_defaults(self._item, "stress"), **settings})
+
+    def explore(self, *bodies: Callable[..., object], **settings: Any) -> Result:
+        """`pytest_freethread.explore`."""
+        from pytest_freethread.harness import explore
+
+        return explore(*bodies, **{**options.verb_defaults(self._item, "explore"), **settings})
+
+    def replay(self, token: str, *bodies: Callable[..., object], **settings: Any) -> Result:
+        """`pytest_freethread.replay`."""
+        from pytest_freethread.harness import replay
+
+        told = options.verb_defaults(self._item, "explore")
+        settings = {
+            **{name: told[name] for name in ("threads", "include") if name in told},
+            **settings,
+        }
+        return replay(token, *bodies, **settings)
 
 
 @pytest.fixture
 def freethread(request: pytest.FixtureRequest) -> Verbs:
-    """`stress(...)` with the test's plan (marker, options, ini) as defaults."""
-    return Verbs(options.verb_defaults(request.node))
+    """`stress`, `explore` and `replay` with the test's marker, options and ini as defaults."""
+    return Verbs(request.node)

@@ -70,6 +70,9 @@ _LOG_METHODS = frozenset({"assertLogs", "assertNoLogs"})
 _VERBS = "pytest_freethread.harness"
 """The module of the functions that run threads themselves: to rerun them in threads is no use."""
 
+_PACKAGE = _VERBS.partition(".")[0]
+_VERB_NAMES = frozenset({"stress", "explore", "replay"})
+
 _AROUND_EACH_TEST = (
     "setup_function",
     "teardown_function",
@@ -96,9 +99,9 @@ def left_alone(item: pytest.Item) -> str | None:
         return "drives its own threads (fixture freethread)"
     function = inspect.unwrap(inner)
     if hasattr(function, "__code__"):
-        for name in sorted(set(_names(function.__code__))):
-            if getattr(function.__globals__.get(name), "__module__", "") == _VERBS:
-                return f"drives its own threads ({name})"
+        scopes = [*map(vars, inspect.getmro(item.cls or object)), function.__globals__]
+        for verb in _verbs_called(function.__code__, scopes):
+            return f"drives its own threads ({verb})"
     return None
 
 
@@ -124,6 +127,14 @@ def reason(item: pytest.Function, shared: frozenset[str]) -> str | None:
         if called is not None:
             return f"uses {called}{by}"
     return None
+
+
+def unexplorable(item: pytest.Function) -> str | None:
+    """Why a test that can run in parallel cannot be explored; None if it can.
+
+    Hypothesis goes another way each time: it remembers what it has tried.
+    """
+    return "uses Hypothesis" if hasattr(item.obj, "hypothesis") else None
 
 
 @functools.lru_cache(maxsize=256)
@@ -187,6 +198,22 @@ def _process_wide_calls(
     for value in values:
         if depth and _is_helper(value, code):
             yield from _process_wide_calls(value.__code__, scopes, depth - 1)
+
+
+def _verbs_called(
+    code: CodeType, scopes: Sequence[Mapping[str, Any]], depth: int = 3
+) -> Iterator[str]:
+    """The functions of ours that a test refers to, itself or by helpers in its own file."""
+    used = set(_names(code))
+    known = {name: scope[name] for scope in scopes for name in sorted(used) if name in scope}
+    yield from (name for name, each in known.items() if getattr(each, "__module__", "") == _VERBS)
+    if _PACKAGE in used or any(
+        getattr(each, "__name__", "") == _PACKAGE for each in known.values()
+    ):
+        yield from sorted(_VERB_NAMES & used)
+    for value in known.values():
+        if depth and _is_helper(value, code):
+            yield from _verbs_called(value.__code__, scopes, depth - 1)
 
 
 def _is_helper(value: object, code: CodeType) -> TypeGuard[FunctionType]:

@@ -12,7 +12,7 @@ from pytest_freethread import settings
 from pytest_freethread.errors import SettingError
 
 if TYPE_CHECKING:
-    from pytest_freethread.records import Plan
+    from pytest_freethread.records import ExplorationPlan, Plan
 
 FLAGS = {
     "freethread": "rerun tests in parallel threads, many rounds each (stress)",
@@ -21,23 +21,34 @@ FLAGS = {
 }
 
 SETTINGS = {
-    "threads": "threads per test (default: auto, one for each core and at least 8)",
-    "rounds": "rounds per test, each on fresh fixtures (default: 50)",
-    "seconds": "budget per test; no new round is begun after it (default: none)",
-    "seed": "where the noise's randomness starts (default: drawn, and shown in the header)",
-    "deadline": "seconds after which threads that do not come back fail their test (default: 30)",
+    "mode": (
+        "stress (real threads, many rounds) or explore (one schedule after another, controlled); "
+        "for every test, also without --freethread"
+    ),
+    "threads": (
+        "threads per test (default: auto; stress: one for each core and at least 8, explore: 2)"
+    ),
+    "rounds": "stress: rounds per test, each on fresh fixtures (default: 50)",
+    "schedules": "explore: schedules per test at most (default: 200)",
+    "seconds": "budget per test; nothing new is begun after it (default: none; explore: 2)",
+    "seed": "where randomness starts (default: stress: drawn, and shown in the header; explore: 0)",
+    "races": "explore: whether a race is an error, a note, or off (default: note)",
+    "deadline": "seconds after which threads that do not come back are given up (default: 30)",
 }
 
 MARKERS = (
     (
-        "freethread(threads=, rounds=, seconds=, seed=, noise=, deadline=, shared=[...]): rerun in "
-        "parallel threads; `shared` names function-scoped fixtures of which all threads of a "
-        "round use one instance"
+        "freethread(mode=, threads=, seconds=, seed=, deadline=, shared=[...], rounds=, noise=, "
+        "schedules=, strategy=, preemptions=, include=[...], races=): rerun in parallel threads "
+        "(mode 'stress', which rounds and noise are for) or explore one schedule after another "
+        "(mode 'explore', which the last five are for); `shared` names function-scoped fixtures "
+        "of which all threads use one instance"
     ),
     "thread_unsafe(reason=): run on one thread, and say why in the summary",
 )
 
-_MARKER_SETTINGS = {*settings.PARSERS, "shared"}
+_PARSERS = {"mode": settings.mode, **settings.PARSERS["stress"], **settings.PARSERS["explore"]}
+_MARKER_SETTINGS = {*_PARSERS, "shared"}
 
 _seed_key = pytest.StashKey[int]()
 
@@ -52,6 +63,8 @@ def add(parser: pytest.Parser) -> None:
         name = f"freethread-{setting}"
         group.addoption(f"--{name}", metavar=setting.upper(), default=None, help=help_)
         parser.addini(_ini(name), help_, default=None)
+    help_ = "run the one selected test under exactly the schedule that a report gave this token"
+    group.addoption("--freethread-replay", metavar="TOKEN", default=None, help=help_)
 
 
 def check(config: pytest.Config) -> None:
@@ -61,11 +74,19 @@ def check(config: pytest.Config) -> None:
         SettingError: one line that names the value and where it came from.
     """
     values = {
-        name: settings.PARSERS[name](value, where)
-        for name, (value, where) in _configured(config).items()
+        name: _PARSERS[name](value, where) for name, (value, where) in _configured(config).items()
     }
     for name in FLAGS:
         flag(config, name)
+    token = replayed(config)
+    if token is not None:
+        from pytest_freethread import harness  # not for those who replay nothing
+
+        if not harness.is_token(token):
+            raise SettingError(
+                f"--freethread-replay: {token!r} is not the token of a schedule; a report of a "
+                "failure under 'Again' has one, such as ft1:0x1.1x2.0x1"
+            )
     inherited = getattr(config, "workerinput", {}).get("freethread_seed")
     seed = values.get("seed") if inherited is None else inherited
     config.stash[_seed_key] = settings.seed(seed, "the session's seed")
@@ -85,30 +106,59 @@ def flag(config: pytest.Config, name: str) -> bool:
         raise SettingError(f"{config.inipath}: {_ini(name)}: {said}") from None
 
 
+def replayed(config: pytest.Config) -> str | None:
+    """The token of the schedule to replay, if there is one."""
+    token: str | None = config.getoption("--freethread-replay")
+    return token
+
+
+def session_mode(config: pytest.Config) -> str | None:
+    """The mode in which every test runs that says nothing itself; None: not at all."""
+    return _told_mode(config) or ("stress" if flag(config, "freethread") else None)
+
+
 def session_plan(config: pytest.Config) -> Plan:
-    """The plan for tests without settings of their own."""
-    values = _configured(config)
-    values["seed"] = (config.stash[_seed_key], "the session's seed")
-    return settings.plan(values)
+    """The plan of a stress run for tests without settings of their own."""
+    return settings.plan(_stress_values(config, _configured(config)))
 
 
-def item_plan(item: pytest.Item) -> tuple[Plan, frozenset[str]] | None:
+def session_exploration(config: pytest.Config) -> ExplorationPlan:
+    """The same for explorations."""
+    return settings.exploration(_configured(config))
+
+
+def item_plan(item: pytest.Item) -> tuple[Plan | ExplorationPlan, frozenset[str]] | None:
     """The plan of a test and its shared fixtures; None if it is to be left alone.
 
     Raises:
         SettingError: a marker says something that means nothing.
     """
     marks = list(item.iter_markers("freethread"))
-    if not marks and not flag(item.config, "freethread"):
+    if not marks and session_mode(item.config) is None:
         return None
     values, shared = _settled(item, marks)
-    return _under_timeout(settings.plan(values), item), shared
+    # The thread method of pytest-timeout would end the whole session.
+    limit = _timeout(item)
+    if values["mode"][0] == "explore":
+        search = settings.exploration(values)
+        if limit is not None:
+            # What is left is for shrinking what was found.
+            seconds = min(search.seconds or limit, 0.5 * limit)
+            search = replace(search, seconds=seconds, deadline=min(search.deadline, 0.8 * limit))
+        return search, shared
+    plan = settings.plan(_stress_values(item.config, values))
+    if limit is not None:
+        plan = replace(plan, deadline=min(plan.deadline, 0.8 * limit))
+    return plan, shared
 
 
-def verb_defaults(item: pytest.Item) -> dict[str, Any]:
-    """What a test's marker, the options and ini say, as arguments for the verbs."""
+def verb_defaults(item: pytest.Item, mode: str) -> dict[str, Any]:
+    """What a test's marker, the options and ini say, as arguments for the verb of a mode."""
     values, _ = _settled(item, list(item.iter_markers("freethread")))
-    return {name: settings.PARSERS[name](*value) for name, value in values.items()}
+    if mode == "stress":
+        values = _stress_values(item.config, values)
+    parsers = settings.PARSERS[mode]
+    return {name: parsers[name](*value) for name, value in values.items() if name in parsers}
 
 
 def _settled(
@@ -116,7 +166,6 @@ def _settled(
 ) -> tuple[dict[str, tuple[object, str]], frozenset[str]]:
     """What is said of a test, each value with where it is said, and its shared fixtures."""
     values = _configured(item.config)
-    values["seed"] = (item.config.stash[_seed_key], "the session's seed")
     shared: frozenset[str] | None = None
     for mark in marks:  # the closest one first
         where = f"{item.nodeid}: marker freethread"
@@ -134,7 +183,26 @@ def _settled(
         for name, value in mark.kwargs.items():
             if name != "shared":
                 values[name] = (value, f"{item.nodeid}: marker freethread({name}={value!r})")
+    told = "mode" in values
+    mode = settings.mode(*values.setdefault("mode", ("stress", "the default of mode")))
+    for mark in marks:
+        _check_mode(mark, item, None if told else mode)
+    if replayed(item.config) is not None:
+        values["mode"] = ("explore", "--freethread-replay")
     return values, shared or frozenset()
+
+
+def _check_mode(mark: pytest.Mark, item: pytest.Item, mode: str | None) -> None:
+    """Reject what means nothing in a marker's own mode, or in the one that nobody has named."""
+    named = "mode" in mark.kwargs
+    mode = mark.kwargs["mode"] if named else mode
+    for name, value in mark.kwargs.items():
+        if mode is not None and name in _PARSERS and name not in {"mode", *settings.PARSERS[mode]}:
+            other = next(each for each in settings.MODES if each != mode)
+            raise SettingError(
+                f"{item.nodeid}: marker freethread({name}={value!r}): it means something in mode "
+                f"{other!r} only" + ("" if named else f"; say mode={other!r} too")
+            )
 
 
 def unsafe_reason(item: pytest.Item) -> str | None:
@@ -154,6 +222,13 @@ def unsafe_reason(item: pytest.Item) -> str | None:
     return f'thread_unsafe: "{reason}"' if reason else "thread_unsafe"
 
 
+def _told_mode(config: pytest.Config) -> str | None:
+    if replayed(config) is not None:
+        return "explore"
+    value = _configured(config).get("mode")
+    return None if value is None else settings.mode(*value)
+
+
 def _configured(config: pytest.Config) -> dict[str, tuple[object, str]]:
     """What options and ini say, with where they say it."""
     values: dict[str, tuple[object, str]] = {}
@@ -165,6 +240,14 @@ def _configured(config: pytest.Config) -> dict[str, tuple[object, str]]:
         elif ini:
             values[setting] = (ini, f"{config.inipath or 'ini'}: {_ini(name)}")
     return values
+
+
+def _stress_values(
+    config: pytest.Config, values: dict[str, tuple[object, str]]
+) -> dict[str, tuple[object, str]]:
+    """With the seed that the session has drawn, where a test has none of its own."""
+    drawn = (config.stash[_seed_key], "the session's seed")
+    return values if "seed" in values else {**values, "seed": drawn}
 
 
 def _shared(item: pytest.Item, names: Any, where: str) -> frozenset[str]:
@@ -181,15 +264,12 @@ def _shared(item: pytest.Item, names: Any, where: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def _under_timeout(plan: Plan, item: pytest.Item) -> Plan:
-    """Keep the deadline below pytest-timeout's, whose thread method would end the whole session."""
+def _timeout(item: pytest.Item) -> float | None:
+    """The seconds after which pytest-timeout ends a test, if it does."""
     module: Any = sys.modules.get("pytest_timeout")
     if module is None or not item.config.pluginmanager.hasplugin("timeout"):
-        return plan
-    timeout = module._get_item_settings(item).timeout  # noqa: SLF001 - it offers no other way
-    if not timeout:
-        return plan
-    return replace(plan, deadline=min(plan.deadline, 0.8 * timeout))
+        return None
+    return module._get_item_settings(item).timeout or None  # noqa: SLF001 - no other way
 
 
 def _ini(name: str) -> str:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_freethread.errors import SettingError
 from pytest_freethread.plugin import demotion, leaving, options, terminal
+from pytest_freethread.plugin.kept import KeptSchedules
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_freethread.plugin import items
     from pytest_freethread.plugin.gil import GilWatch
+    from pytest_freethread.plugin.items import RerunTest
+    from pytest_freethread.records import ExplorationPlan, Plan
 
 _note_key = pytest.StashKey[dict[str, Any]]()
-_test_key: pytest.StashKey[items.ParallelTest] = pytest.StashKey()
+_test_key: pytest.StashKey[RerunTest] = pytest.StashKey()
 
 
 class Session:
@@ -31,6 +34,7 @@ class Session:
         self._strict = options.flag(config, "freethread-strict")
         self._summary = terminal.Summary()
         self._progress = terminal.Progress(config)
+        self._kept = KeptSchedules(config)
         self._status = 0
         self._stuck = False
 
@@ -40,8 +44,11 @@ class Session:
 
     def pytest_report_header(self, config: pytest.Config) -> str | None:
         """Say what is to be done, where it is done to every test."""
-        if options.flag(config, "freethread"):
-            return terminal.header(options.session_plan(config))
+        mode = options.session_mode(config)
+        if mode == "stress":
+            return terminal.stress_header(options.session_plan(config))
+        if mode == "explore":
+            return terminal.explore_header(options.session_exploration(config))
         return None
 
     @pytest.hookimpl(optionalhook=True)
@@ -62,6 +69,7 @@ class Session:
         """Decide for each test how it is run."""
         for item in items:
             try:
+                self._insist_on_one(items)
                 self._prepare(item)
             except SettingError as error:
                 if not hasattr(self._config, "workerinput"):
@@ -78,23 +86,60 @@ class Session:
         plan, shared = planned
         alone = demotion.left_alone(item)
         if alone is not None:
+            self._cannot_replay(item, f"left alone: {alone}")
             item.stash[_note_key] = {"how": "left alone", "why": alone}
             return
+        from pytest_freethread.records import ExplorationPlan  # once something runs in parallel
+
         assert isinstance(item, pytest.Function)
         why = options.unsafe_reason(item)
         if why is None:
             why = demotion.reason(item, shared)
+            if why is None and isinstance(plan, ExplorationPlan):
+                why = demotion.unexplorable(item)
             if why is not None and self._strict:
                 _fail_in_setup(item, f"--freethread-strict: it cannot run in parallel: it {why}")
         if why is not None:
+            self._cannot_replay(item, f"run on one thread: {why}")
             item.stash[_note_key] = {"how": "one thread", "why": why}
             return
-        from pytest_freethread.plugin.items import ParallelTest  # once something runs in parallel
+        if isinstance(plan, ExplorationPlan):
+            self._explore(item, plan, shared)
+        else:
+            self._stress(item, plan, shared)
+
+    def _stress(self, item: pytest.Function, plan: Plan, shared: frozenset[str]) -> None:
+        from pytest_freethread.plugin.items import ParallelTest
 
         test = item.stash[_test_key] = ParallelTest(item, plan, shared)
-        test.progress = lambda rounds, failures: self._progress.show(
-            item.nodeid, plan, rounds, failures
+        test.progress = partial(self._progress.rounds, item.nodeid, plan)
+
+    def _explore(
+        self, item: pytest.Function, plan: ExplorationPlan, shared: frozenset[str]
+    ) -> None:
+        from pytest_freethread.plugin.explored import ExploredTest
+
+        test = item.stash[_test_key] = ExploredTest(
+            item,
+            plan,
+            shared,
+            token=options.replayed(self._config),
+            kept=self._kept.of(item.nodeid),
+            strict=self._strict,
         )
+        if self._progress.watched:
+            test.progress = partial(self._progress.schedules, item.nodeid, plan)
+
+    def _insist_on_one(self, items: list[pytest.Item]) -> None:
+        if options.replayed(self._config) is not None and len(items) > 1:
+            raise SettingError(
+                f"--freethread-replay: {len(items)} tests are selected, and a schedule is of one; "
+                "name it, as in pytest 'test_file.py::test_name' --freethread-replay=..."
+            )
+
+    def _cannot_replay(self, item: pytest.Item, why: str) -> None:
+        if options.replayed(self._config) is not None:
+            raise SettingError(f"--freethread-replay: {item.nodeid} is {why}")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Know which test runs when an import switches the GIL on."""
@@ -145,6 +190,7 @@ class Session:
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Hand what a report carries to the summary; on a controller, from all workers."""
         if hasattr(report, "freethread"):
+            self._kept.take(report.nodeid, report.freethread)
             expected = hasattr(report, "wasxfail")
             self._summary.add(report.nodeid, report.freethread, failure_expected=expected)
         if hasattr(report, "freethread_gil"):
@@ -156,12 +202,7 @@ class Session:
     ) -> tuple[str, str, str] | None:
         """A letter and a word of its own for a test that passed in parallel."""
         note = getattr(report, "freethread", None)
-        if (
-            not note
-            or note["how"] != "parallel"
-            or not report.passed
-            or hasattr(report, "wasxfail")
-        ):
+        if not note or not terminal.tried(note) or not report.passed or hasattr(report, "wasxfail"):
             return None
         return "passed", _letter(config), f"PASSED [{terminal.amount(note)}]"
 
@@ -171,6 +212,7 @@ class Session:
             self._summary.add_gil(self._gil.culprit, self._gil.culprit_during)
         if self._require_nogil and self._summary.gil and not session.exitstatus:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        self._kept.save()
         self._status = int(session.exitstatus)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -12,32 +12,57 @@ from pytest_freethread import interpreter
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_freethread.records import Plan
+    from pytest_freethread.records import ExplorationPlan, Plan
 
 _MOST_PLACES = 3
 
+_REPLAYED = {
+    "failed": "failed as before",
+    "passed": "the token's schedule shows no failure",
+    "inconclusive": "the test no longer goes that way",
+}
+"""What a replay came to, by its verdict."""
 
-def header(plan: Plan) -> str:
+
+def stress_header(plan: Plan) -> str:
     """One line: the interpreter, and what each test will go through."""
-    budget = f" or {plan.seconds:g} s" if plan.seconds is not None else ""
     return (
         f"freethread: {interpreter.facts()}; stress, {_plural(plan.threads, 'thread')} × "
-        f"{_plural(plan.rounds, 'round')}{budget}, seed {plan.seed}"
+        f"{_plural(plan.rounds, 'round')}{_budget(plan.seconds)}, seed {plan.seed}"
+    )
+
+
+def explore_header(plan: ExplorationPlan) -> str:
+    """The same where tests are explored."""
+    return (
+        f"freethread: {interpreter.facts()}; explore, {_plural(plan.threads, 'thread')}, up to "
+        f"{_plural(plan.schedules, 'schedule')}{_budget(plan.seconds)} per test, seed {plan.seed}"
     )
 
 
 def amount(note: dict[str, Any]) -> str:
-    """How much a test ran in parallel, such as `8 threads x 50`."""
+    """How much a test was tried, such as `8 threads x 50`, or `explored 252 schedules, all`."""
+    if note["how"] == "explored":
+        if note["replayed"]:
+            return f"replayed: {_REPLAYED[note['verdict']]}"
+        doubt = "inconclusive, " if note["doubt"] else ""
+        every = ", all" if note["exhaustive"] else ""
+        return f"{doubt}explored {_plural(note['schedules'], 'schedule')}{every}"
     done, planned = note["rounds"], note["planned"]
     rounds = f"{done:,}" + (f" of {planned:,}" if done < planned else "")
     return f"{_plural(note['threads'], 'thread')} x {rounds}"
+
+
+def tried(note: dict[str, Any]) -> bool:
+    """Whether a note is of a test that ran more than once at a time."""
+    return note["how"] in {"parallel", "explored"}
 
 
 class Summary:
     """Collects what the reports say of each test; on a controller, of all workers' tests.
 
     Reports carry a dict of plain values as their attribute `freethread`, so that it crosses xdist:
-    `how` (`parallel`, `one thread`, `left alone`), `why`, and for parallel ones what they did.
+    `how` (`parallel`, `explored`, `one thread`, `left alone`), and `why`, or what was done.
     """
 
     def __init__(self) -> None:
@@ -68,17 +93,22 @@ class Summary:
         return {nodeid: note for nodeid, note in self._notes.items() if note["how"] == how}
 
     def _write_counts(self, terminal: pytest.TerminalReporter) -> None:
-        parallel = len(self._by("parallel"))
+        parallel, explored = len(self._by("parallel")), self._by("explored")
         one, alone = len(self._by("one thread")), len(self._by("left alone"))
-        tests = "test" if parallel == 1 else "tests"
-        terminal.line(
-            f"{parallel} {tests} ran in parallel, {one} on one thread, {alone} left alone"
+        how = "replayed" if any(note["replayed"] for note in explored.values()) else "explored"
+        counts = (
+            [f"{_plural(parallel, 'test')} ran in parallel"] if parallel or not explored else []
         )
+        if explored:
+            counts.append(
+                f"{len(explored)} {how}" if counts else f"{_plural(len(explored), 'test')} {how}"
+            )
+        terminal.line(", ".join([*counts, f"{one} on one thread", f"{alone} left alone"]))
 
     def _write_reasons(self, terminal: pytest.TerminalReporter) -> None:
         places: dict[str, list[str]] = defaultdict(list)
         for nodeid, note in self._notes.items():
-            if note["how"] != "parallel":
+            if not tried(note):
                 places[note["why"]].append(nodeid)
         width = max(map(len, places), default=0)
         for why, nodeids in sorted(places.items(), key=lambda each: -len(each[1])):
@@ -95,28 +125,53 @@ class Summary:
             if note["skipped"] and note["skipped"] < note["executions"]:
                 skipped = f"{note['skipped']} of {note['executions']} executions"
                 terminal.line(f"   skipped in {skipped}: {note['skip']}  {nodeid}")
+        explored = self._by("explored")
+        for nodeid, note in explored.items():
+            if note["skip"] is not None:
+                terminal.line(f"   skipped in some executions: {note['skip']}  {nodeid}")
+        doubtful: dict[str, list[str]] = defaultdict(list)
+        for nodeid, note in explored.items():
+            if note["doubt"] is not None:
+                doubtful[note["doubt"]].append(nodeid)
+        for doubt, nodeids in doubtful.items():
+            names = ", ".join(nodeids if terminal.verbosity > 0 else _files(nodeids))
+            terminal.line(f"{_plural(len(nodeids), 'test')} inconclusive: {doubt}  {names}")
 
     def _write_findings(self, terminal: pytest.TerminalReporter, gil: str) -> None:
         rows = [
-            (gil, f"gil: importing {module} switched the GIL on", during)
+            (gil, f"gil: importing {module} switched the GIL on", during, None)
             for module, during in sorted(self.gil)
         ]
         rows += [
-            (severity, f"{kind}: {message.splitlines()[0]}", nodeid)
-            for nodeid, note in self._by("parallel").items()
-            for severity, kind, message in note["findings"]
+            (severity, _said(note, kind, message), nodeid, token)
+            for nodeid, note in self._notes.items()
+            if tried(note)
+            for severity, kind, message, token in note["findings"]
         ]
         if not rows:
             return
-        count = Counter(severity for severity, _, _ in rows)
+        count = Counter(severity for severity, *_ in rows)
         terminal.line(f"{_plural(count['error'], 'finding')}, {_plural(count['note'], 'note')}")
-        for severity, message, nodeid in sorted(rows, key=lambda row: row[0]):
+        for severity, message, nodeid, token in sorted(rows, key=lambda row: row[0]):
             terminal.write(
                 f"   {severity:<5}  ", red=severity == "error", yellow=severity == "note"
             )
-            terminal.line(f"{message}  {nodeid}")
+            terminal.line("  ".join([message, nodeid, *([token] if token else [])]))
 
     def _write_worth(self, terminal: pytest.TerminalReporter) -> None:
+        for note in self._by("explored").values():
+            if note["replayed"]:
+                terminal.line(f"replayed {note['replayed']}: {_REPLAYED[note['verdict']]}")
+        explored = [note for note in self._by("explored").values() if not note["replayed"]]
+        if explored:
+            schedules = sum(note["schedules"] for note in explored)
+            seconds = sum(note["seconds"] for note in explored)
+            passed = [note for note in explored if note["verdict"] == "passed"]
+            every = sum(note["exhaustive"] for note in passed)
+            counts = [(every, "exhaustively"), (len(passed) - every, "up to their budget")]
+            parts = [f"{count} {how}" for count, how in counts if count]
+            what = f" (tests: {', '.join(parts)})" if parts else ""
+            terminal.line(f"explored {_plural(schedules, 'schedule')} in {seconds:.1f} s{what}")
         parallel = self._by("parallel").values()
         if parallel:
             executions = sum(note["executions"] for note in parallel)
@@ -127,8 +182,8 @@ class Summary:
             )
             if interpreter.gil_enabled():
                 terminal.line(
-                    "the GIL is on, so threads took turns: most races show on a free-threaded "
-                    "Python only"
+                    "the GIL is on, so threads took turns: races in code without probes show on a "
+                    "free-threaded Python only"
                 )
 
 
@@ -144,11 +199,23 @@ class Progress:
             # Duplicated while nothing is captured yet; while a test runs, 1 leads elsewhere.
             self._stream = os.dup(sys.stdout.fileno())
 
-    def show(self, nodeid: str, plan: Plan, rounds: int, failures: int) -> None:
+    @property
+    def watched(self) -> bool:
+        """Whether anybody sees it."""
+        return self._stream is not None
+
+    def rounds(self, nodeid: str, plan: Plan, rounds: int, failures: int) -> None:
+        """Say how far a stress run is."""
+        failed = f", {_plural(failures, 'failure')}" if failures else ""
+        self._show(f" round {rounds:,} of {plan.rounds:,}{failed}: {nodeid}")
+
+    def schedules(self, nodeid: str, plan: ExplorationPlan, schedules: int) -> None:
+        """Say how far an exploration is."""
+        self._show(f" schedule {schedules:,} of {plan.schedules:,}: {nodeid}")
+
+    def _show(self, text: str) -> None:
         """Write or overwrite it."""
         if self._stream is not None:
-            failed = f", {_plural(failures, 'failure')}" if failures else ""
-            text = f" round {rounds:,} of {plan.rounds:,}{failed}: {nodeid}"
             writer: Any = self._config.pluginmanager.get_plugin("terminalreporter")
             room = writer._tw.fullwidth - writer._tw.width_of_current_line - 1  # noqa: SLF001
             # Save the cursor, write, clear the rest of the line, go back.
@@ -168,8 +235,17 @@ class Progress:
             self._stream = None
 
 
+def _said(note: dict[str, Any], kind: str, message: str) -> str:
+    first = message.splitlines()[0]
+    return first if note["how"] == "explored" else f"{kind}: {first}"
+
+
 def _files(nodeids: list[str]) -> list[str]:
     return list(dict.fromkeys(nodeid.partition("::")[0] for nodeid in nodeids))
+
+
+def _budget(seconds: float | None) -> str:
+    return "" if seconds is None else f" or {seconds:g} s"
 
 
 def _plural(count: int, noun: str) -> str:

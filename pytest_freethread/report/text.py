@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import textwrap
 import traceback
 from typing import TYPE_CHECKING
 
-from pytest_freethread.records import Failure, Finding, Leak, Verdict
+from pytest_freethread.records import Failure, Finding, Interleaving, Leak, Verdict
+from pytest_freethread.report import interleaving, layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from pytest_freethread.records import LockUse, Place, ThreadState
+    from pytest_freethread.records import LockUse, ThreadState
 
 _MOST_MESSAGES = 4
 _MOST_NAMES = 3
+_WIDTH = 100
+
+_ASCII = str.maketrans({"→": "->", "·": "|", "…": "...", "×": "x", "−": "-"})
 
 
 def render(verdict: Verdict, findings: Sequence[Finding], scope: str) -> str:
@@ -25,18 +29,32 @@ def render(verdict: Verdict, findings: Sequence[Finding], scope: str) -> str:
     return "\n".join(lines)
 
 
-def block(finding: Finding) -> list[str]:
-    """A finding's lines: the sentence, then its evidence, indented."""
-    lines = [f"{finding.severity}: {finding.message}", ""]
+def block(finding: Finding, *, full: bool = False) -> list[str]:
+    """A finding's lines: the sentence, then its evidence, indented.
+
+    Args:
+        finding: what to tell.
+        full: all of it, however long; a screen otherwise.
+    """
+    head = f"{finding.severity}: {finding.message}"
+    lines = [head, ""]
     match finding.evidence:
         case Failure() as failure:
-            lines += _indented(_traceback(failure))
-            lines += _indented(other_messages(failure))
+            lines += layout.indented(_traceback(failure))
+            lines += layout.indented(other_messages(failure))
         case Leak() as leak:
-            lines += _indented(_leak(leak))
+            lines += layout.indented(_leak(leak))
+        case Interleaving() as shown:
+            lines[:1] = textwrap.wrap(head, _WIDTH, subsequent_indent="  ", break_long_words=False)
+            lines += layout.indented(interleaving.lines(finding, shown, full=full))
         case tuple() as states:
-            lines += _indented(_threads(states, deadlock=finding.kind == "deadlock"))
+            lines += layout.indented(_threads(states, deadlock=finding.kind == "deadlock"))
     return lines
+
+
+def plain(text: str) -> str:
+    """A report for where there is nothing but ASCII."""
+    return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
 
 
 def other_messages(failure: Failure) -> list[str]:
@@ -48,17 +66,28 @@ def other_messages(failure: Failure) -> list[str]:
     return lines
 
 
-def relative(file: str) -> str:
-    """A path as seen from the working directory, where it is below that."""
-    try:
-        path = os.path.relpath(file)
-    except ValueError:  # another drive
-        return file
-    return file if path.startswith("..") else path
-
-
-def _place(place: Place) -> str:
-    return f"{relative(place.file)}:{place.line}"
+def exploration_scope(
+    *,
+    strategy: str,
+    schedules: int,
+    steps: int,
+    seconds: float,
+    exhaustive: bool,
+    preemptions: int | None,
+    seed: int,
+    left_out: Sequence[tuple[str, str]],
+    outside: bool,
+) -> str:
+    """One line: what an exploration tried, and what it left out."""
+    much = "every interleaving, up to equivalence" if exhaustive else "bounded by its budget"
+    noun = "schedule" if schedules == 1 else "schedules"
+    bound = "" if preemptions is None else f", at most {preemptions} preemptions each"
+    lacking = f"; {len(left_out)} functions without probes" if left_out else ""
+    partly = "; partial control: a thread was in real blocking" if outside else ""
+    return (
+        f"explored {schedules:,} {noun}, {steps:,} steps in {seconds:.2f} s, {much}{bound} "
+        f"({strategy}, seed {seed}{lacking}{partly})"
+    )
 
 
 def _traceback(failure: Failure) -> list[str]:
@@ -70,7 +99,7 @@ def _traceback(failure: Failure) -> list[str]:
 def _threads(states: Sequence[ThreadState], *, deadlock: bool) -> Iterator[str]:
     known = [state for state in states if state.waits_for or state.holds]
     if known:
-        yield from _columns(row for state in known for row in _lock_rows(state))
+        yield from layout.columns(row for state in known for row in layout.lock_rows(state))
         yield ""
     if deadlock:
         order = ", then ".join(dict.fromkeys(use.name for s in states[:1] for use in _both(s)))
@@ -80,26 +109,12 @@ def _threads(states: Sequence[ThreadState], *, deadlock: bool) -> Iterator[str]:
         if index:
             yield ""
         doing = f", in {state.waits_in}" if state.waits_in else ""
-        yield f"{_title(state)}{doing}, most recent line last:"
-        yield from _stack(state.stack)
+        yield f"{layout.title(state)}{doing}, most recent line last:"
+        yield from layout.stack(state.stack)
 
 
 def _both(state: ThreadState) -> list[LockUse]:
     return [*state.holds, *([state.waits_for] if state.waits_for else [])]
-
-
-def _lock_rows(state: ThreadState) -> Iterator[tuple[str, ...]]:
-    who = _title(state)
-    for use in state.holds:
-        yield who, "holds", use.name, f"taken at {_place(use.place)}", use.place.source
-        who = ""
-    if state.waits_for:
-        use = state.waits_for
-        yield who, "waits for", use.name, f"at {_place(use.place)}", use.place.source
-
-
-def _title(state: ThreadState) -> str:
-    return f"thread {state.name!r}" if state.thread is None else f"thread {state.thread}"
 
 
 def _leak(leak: Leak) -> Iterator[str]:
@@ -110,29 +125,13 @@ def _leak(leak: Leak) -> Iterator[str]:
     )
     if leak.started_at:
         yield "started at, most recent line last:"
-        yield from _stack(leak.started_at)
+        yield from layout.stack(leak.started_at)
     else:
         yield "started by something other than threading.Thread.start"
     if leak.state.stack:
         doing = f", in {leak.state.waits_in}" if leak.state.waits_in else ""
         yield f"now{doing}, most recent line last:"
-        yield from _stack(leak.state.stack)
-
-
-def _stack(places: Iterable[Place]) -> Iterator[str]:
-    return _columns((f"  {_place(p)}", f"in {p.function}", p.source) for p in places)
-
-
-def _columns(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip()
-
-
-def _indented(lines: Iterable[str]) -> list[str]:
-    return [f"  {line}".rstrip() for line in lines]
+        yield from layout.stack(leak.state.stack)
 
 
 def _times(count: int) -> str:

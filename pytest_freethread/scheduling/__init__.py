@@ -7,13 +7,14 @@ these pending operations. Each strategy is a module of its own and names its pap
 from __future__ import annotations
 
 from pytest_freethread.errors import SettingError
+from pytest_freethread.records import Pending
 from pytest_freethread.scheduling.dfs import DFS
 from pytest_freethread.scheduling.dpor import DPOR
 from pytest_freethread.scheduling.pct import PCT
 from pytest_freethread.scheduling.plain import Plain
 from pytest_freethread.scheduling.portfolio import Portfolio, PreemptionBound
 from pytest_freethread.scheduling.pos import POS
-from pytest_freethread.scheduling.protocol import Diverged, Pending, Scheduler, dependent
+from pytest_freethread.scheduling.protocol import Diverged, Scheduler, dependent
 from pytest_freethread.scheduling.replay import Replay, decode, encode
 from pytest_freethread.scheduling.surw import SURW
 from pytest_freethread.scheduling.walk import RandomWalk

@@ -10,7 +10,7 @@ from pytest_freethread.scheduling.replay import stay
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_freethread.scheduling.protocol import Pending
+    from pytest_freethread.records import Pending
 
 
 class _Node:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_freethread.scheduling.protocol import Pending
+    from pytest_freethread.records import Pending
 
 
 class PCT:

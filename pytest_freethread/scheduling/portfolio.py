@@ -16,7 +16,8 @@ from pytest_freethread.scheduling.walk import RandomWalk
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_freethread.scheduling.protocol import Pending, Scheduler
+    from pytest_freethread.records import Pending
+    from pytest_freethread.scheduling.protocol import Scheduler
 
 PLAIN = 3
 FIRST_SAMPLES = 16  # most bugs that sampling finds at all fall to the first few

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
-class Pending(NamedTuple):
-    """What a thread will do next, announced before it happens.
-
-    Attributes:
-        obj: the object, compared by identity within one execution.
-        key: attribute name, item key, …; None: the whole object, which conflicts with every key.
-        write: whether it changes the object. Every synchronisation operation counts as a write on
-            its object; starting, ending and joining a thread are writes on the thread's object.
-            What touches two objects (to wait on a condition also releases its lock) is announced
-            as two steps.
-        site: the static place in the source, stable across the executions of one process.
-    """
-
-    obj: Any
-    key: Any
-    write: bool
-    site: int
+    from pytest_freethread.records import Pending
 
 
 class Scheduler(Protocol):

@@ -12,7 +12,7 @@ from pytest_freethread.scheduling.protocol import Diverged, name_threads
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_freethread.scheduling.protocol import Pending
+    from pytest_freethread.records import Pending
 
 VERSION = "ft1"
 LONGEST = 10_000_000  # steps; a token that asks for more was not made here

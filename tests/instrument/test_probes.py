@@ -1,13 +1,19 @@
 """Each construct announces exactly what it is about to access, in order."""
 
+import itertools
 import sys
 import threading
-from collections import OrderedDict, defaultdict, deque
-from types import SimpleNamespace
+from array import array
+from collections import Counter, OrderedDict, defaultdict, deque
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
 from pytest_freethread.instrument import probes, swap
+
+
+class Holder:
+    """Unlike a `SimpleNamespace`, it can be referred to weakly."""
 
 
 class Forgetful:
@@ -223,6 +229,45 @@ def test_items_are_announced_with_their_key(announced):
         ("heapq.heappush(c, 1)", [], ("container write", None)),
         ("heappop(c)", [1], ("container write", None)),
         ("bisect.insort(c, 1)", [], ("container write", None)),
+        ("c.insert(0, 1)", [], ("container write", None)),
+        ("c.sort()", [], ("container write", None)),
+        ("c.__setitem__(slice(0, 0), (1,))", [], ("container write", None)),
+        ("c.__delitem__(1)", {1: 1}, ("item write", 1)),
+        ("c.update({1: 2})", {}, ("container write", None)),
+        ("c.popitem()", {1: 1}, ("container write", None)),
+        ("1 in c", defaultdict(list), ("item read", 1)),
+        ("c.get(1)", defaultdict(list), ("item read", 1)),
+        ("c[1]", Counter(), ("item read", 1)),
+        ("c.popleft()", deque([1]), ("container write", None)),
+        ("c.rotate(1)", deque([1]), ("container write", None)),
+        ("c.symmetric_difference_update((1,))", set(), ("container write", None)),
+        ("c <= {1}", set(), None),
+        ("c == [1]", [], ("container read", None)),
+        ("[1] != c", [], ("container read", None)),
+        ("c == 1", [], None),
+        ("c[0]", array("b", (1,)), ("item read", 0)),
+        ("c.frombytes(b'1')", array("b"), ("container write", None)),
+        ("c[0]", MappingProxyType({0: 1}), ("item read", 0)),
+        ("0 in c", MappingProxyType({0: 1}), ("item read", 0)),
+        ("c.keys()", MappingProxyType({0: 1}), None),
+        ("c[0]", memoryview(bytearray(1)), ("container read", None)),
+        ("c.tobytes()", memoryview(bytearray(1)), ("container read", None)),
+        ("c.__setitem__(0, 1)", memoryview(bytearray(1)), ("container write", None)),
+        ("sum(c)", [1], ("iteration step", None)),
+        ("tuple(c)", {}, ("iteration step", None)),
+        ("tuple(c)", [], ("container read", None)),
+        ("list(c)", {}, ("container read", None)),
+        ("list(c.items())", {}, ("container read", None)),
+        ("max(c, default=0)", set(), ("iteration step", None)),
+        ("any(c)", {}, ("iteration step", None)),
+        ("list(enumerate(c))", {}, ("iteration step", None)),
+        ("list(map(str, c))", {}, ("iteration step", None)),
+        ("list(filter(None, c))", {}, ("iteration step", None)),
+        ("dict(c)", {}, ("container read", None)),
+        ("set(c)", {}, ("container read", None)),
+        ("frozenset(c)", [], ("iteration step", None)),
+        ("str(c)", [], ("container read", None)),
+        ("c.union([])", set(), ("container read", None)),
     ],
 )
 def test_one_operation_on_a_container(announced, expression, container, expected):
@@ -231,8 +276,8 @@ def test_one_operation_on_a_container(announced, expression, container, expected
         from heapq import heappop
         def f(c): return {expression}
     """
-    heard = [(op, key) for op, _, key in announced(source, container)]
-    assert heard == ([] if expected is None else [expected])
+    heard = {(op, key): None for op, _, key in announced(source, container)}
+    assert list(heard) == ([] if expected is None else [expected])
 
 
 def test_the_operation_is_announced_after_its_arguments(announced):
@@ -317,8 +362,13 @@ def test_a_loop_announces_each_step_and_the_end(make_module, listening, loop):
     """)
     container = {"": 0, (): 1} if "sum" not in loop and "max" not in loop else {0: 0, 1: 1}
     recorder = listening(module, "f", container)
-    assert [op for op, _, _ in recorder.heard] == ["iteration step"] * 3
-    assert all(obj is container for obj in recorder.objects)
+    steps = [
+        obj
+        for (op, _, _), obj in zip(recorder.heard, recorder.objects, strict=True)
+        if op == "iteration step"
+    ]
+    assert len(steps) == 3
+    assert all(obj is container for obj in steps)
 
 
 def test_next_moves_the_iterator_and_reads_its_container(announced):
@@ -377,7 +427,8 @@ def test_all_ways_to_bind_a_global(announced):
             (b := 3)
             import sys as a
     """
-    assert [key for _, _, key in announced(source)] == list("ababbaabba")
+    keys = [key for _, _, key in announced(source)]
+    assert keys == [*"ababbaabb", "sys", "a"]
 
 
 def test_a_cell_is_the_same_object_in_all_its_functions(make_module, listening):
@@ -410,6 +461,281 @@ def test_a_captured_loop_variable_is_announced(announced):
             return g()
     """
     assert [op for op, _, _ in announced(source)] == ["cell write", "cell write", "cell read"]
+
+
+# --- namespaces
+
+
+@pytest.mark.parametrize(
+    ("expression", "op", "key"),
+    [
+        ("o.__dict__['x']", "attribute read", "x"),
+        ("vars(o)['x']", "attribute read", "x"),
+        ("vars(o).get('x')", "attribute read", "x"),
+        ("'x' in o.__dict__", "attribute read", "x"),
+        ("o.__dict__.setdefault('x', 2)", "attribute write", "x"),
+        ("o.__dict__.pop('x')", "attribute write", "x"),
+        ("o.__dict__.update(x=2)", "attribute write", None),
+        ("list(o.__dict__)", "attribute read", None),
+        ("len(vars(o))", "attribute read", None),
+        ("vars(o)", "attribute read", None),
+        ("{**o.__dict__}", "attribute read", None),
+        ("object.__getattribute__(o, 'x')", "attribute read", "x"),
+        ("getattr(o, ''.join('x'))", "attribute read", "x"),
+    ],
+)
+def test_an_attribute_is_the_same_by_whatever_way(make_module, listening, expression, op, key):
+    module = make_module(f"""
+        def f(o): return {expression}
+        def store(o): o.x = 1
+    """)
+    o = Holder()
+    o.x = 1
+    recorder = listening(module, "f", o)
+    assert [(name, where) for name, _, where in recorder.heard][-1:] == [(op, key)]
+    assert recorder.objects[-1] is o
+
+
+def test_a_dict_that_was_taken_from_an_object_is_still_its_own(make_module, listening):
+    module = make_module("""
+        def f(o, plain):
+            own = o.__dict__
+            own["x"] = plain["x"]
+            o.__dict__ = {}
+            own["x"] = 2
+    """)
+    o, plain = Holder(), {"x": 1}
+    own = vars(o)
+    recorder = listening(module, "f", o, plain)
+    assert recorder.heard == [
+        ("item read", 'plain["x"]', "x"),
+        ("attribute write", 'own["x"]', "x"),
+        ("attribute write", "o.__dict__", None),
+        ("item write", 'own["x"]', "x"),
+    ]
+    assert recorder.objects[1] is o
+    assert recorder.objects[3] is own
+
+
+def test_a_class_looked_into_by_its_dict_is_the_class(make_module, listening):
+    module = make_module("""
+        class C: x = 1
+        def f():
+            "x" in C.__dict__, vars(C)["x"], C.__dict__.get("x")
+            C.x = 2
+    """)
+    recorder = listening(module, "f")
+    assert [op for op, _, _ in recorder.heard] == ["attribute read"] * 3 + ["attribute write"]
+    assert recorder.objects == [module.C] * 4
+
+
+def test_a_descriptor_that_stores_into_the_instance_is_the_attribute(make_module, listening):
+    module = make_module("""
+        class lazy:
+            def __init__(self, function): self.function = function
+            def __get__(self, obj, owner):
+                value = obj.__dict__[self.function.__name__] = self.function(obj)
+                return value
+        class C:
+            @lazy
+            def value(self): return 1
+            made = lazy(lambda self: 2)
+        def f(c):
+            return c.value, c.value
+    """)
+    c = module.C()
+    recorder = listening(module, "f", c)
+    heard = [
+        (op, key)
+        for (op, _, key), o in zip(recorder.heard, recorder.objects, strict=True)
+        if o is c
+    ]
+    assert heard == [
+        ("attribute read", "value"),
+        ("attribute write", "value"),
+        ("attribute read", "value"),
+    ]
+
+
+def test_namespaces_are_forgotten_with_their_objects(make_module, listening):
+    module = make_module("def f(o): o.__dict__['x'] = 1")
+
+    class Looks(Forgetful):
+        left = None
+
+        def access(self, obj, key, op, site):  # noqa: ARG002 - the sink's signature
+            Looks.left = len(probes._namespaces)
+            return obj
+
+    listening(module, "f", type("O", (), {})(), recorder=Looks())
+    assert Looks.left == 1
+    assert not probes._namespaces
+
+
+# --- generators and iterators
+
+
+def test_a_generator_announces_each_resumption_in_its_body(make_module, listening):
+    module = make_module("""
+        def g():
+            got = yield 1
+            yield got
+        def f():
+            it = g()
+            next(it), it.send(5)
+            for _ in it: pass
+    """)
+    recorder = listening(module, "f")
+    assert [(op, text) for op, text, _ in recorder.heard] == [
+        ("container write", "got = yield 1"),
+        ("container write", "yield 1"),
+        ("container write", "yield got"),
+    ]
+    assert len({id(obj) for obj in recorder.objects}) == 1
+    assert type(recorder.objects[0]).__name__ == "generator"
+
+
+def test_two_generators_of_a_function_are_two(make_module, listening):
+    module = make_module("""
+        def g(): yield
+        def f(): return next(g()), next(g())
+    """)
+    recorder = listening(module, "f")
+    assert len({id(obj) for obj in recorder.objects}) == 2
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "for _ in it: pass",
+        "[x for x in it]",
+        "list(it)",
+        "sum(it)",
+        "a, b = it",
+        "dict(zip(it, it))",
+        "yield from it",
+        "next(it), next(it), next(it, 0)",
+        "step = it.__next__; step(), step()",
+    ],
+)
+def test_a_shared_iterator_is_written_at_each_step(make_module, recorder, use):
+    module = make_module(f"""
+        def f(it):
+            {use}
+    """)
+    it = itertools.islice(itertools.count(), 2)
+    with swap.instrumented([module]):
+        probes.listen(recorder)
+        try:
+            result = module.f(it)
+            if use.startswith("yield"):
+                list(result)
+        finally:
+            probes.listen(None)
+    writes = [obj for obj in recorder.objects if obj is it]
+    assert len(writes) >= 2
+    assert next(it, None) is None
+
+
+def test_a_generator_expression_that_is_handed_out_announces_its_steps(make_module, listening):
+    module = make_module("""
+        def f(c):
+            it = (x for x in c)
+            next(it)
+            return sum(x for x in c)
+    """)
+    heard = [op for op, _, _ in listening(module, "f", (1, 2)).heard]
+    assert heard == ["container write", "container write"]
+
+
+def test_what_a_loop_yields_dies_when_it_did_before(make_module, listening):
+    module = make_module("""
+        import weakref
+        class C: pass
+        def g(log):
+            for name in "ab":
+                c = C()
+                weakref.finalize(c, log.append, name)
+                yield c
+                del c
+        def f(log):
+            for c in map(lambda c: c, g(log)):
+                del c
+                log.append("body")
+    """)
+    plain, probed = [], []
+    module.f(plain)
+    listening(module, "f", probed, recorder=Forgetful())
+    assert probed == plain
+
+
+# --- methods looked up now and called later
+
+
+def test_a_method_that_is_kept_announces_each_call(announced):
+    source = """
+        def f(c):
+            add, get = c.append, c.__getitem__
+            add(1), get(0), list(map(c.index, (1,)))
+    """
+    heard = [(op, key) for op, _, key in announced(source, [])]
+    assert heard == [("container write", None), ("item read", 0), ("container read", None)]
+
+
+def test_a_method_that_is_kept_is_like_the_real_one(make_module, listening):
+    module = make_module("""
+        def f(c, out): out.append(c.append)
+    """)
+    c, out = [], []
+    listening(module, "f", c, out, recorder=Forgetful())
+    (kept,) = out
+    assert kept == c.append
+    assert c.append == kept
+    assert kept != [].append
+    assert hash(kept) == hash(c.append)
+    assert (repr(kept), kept.__name__, kept.__self__) == (repr(c.append), "append", c)
+    assert kept.__doc__ == list.append.__doc__
+    kept(3)
+    assert c == [3]
+
+
+# --- modules
+
+
+def test_an_import_in_a_function_reads_or_writes_the_table_of_modules(announced):
+    source = """
+        import importlib, sys
+        def f():
+            import json, json.decoder as d
+            from json import encoder
+            importlib.import_module("json")
+            __import__("json")
+            sys.modules.pop("this", None)
+            try: import this_is_no_module
+            except ImportError: pass
+            globals()["x"] = 1
+    """
+    assert [(op, key) for op, _, key in announced(source)] == [
+        ("item read", "json"),
+        ("item read", "json.decoder"),
+        ("item read", "json"),
+        ("item read", "json"),
+        ("item read", "json"),
+        ("item write", "this"),
+        ("item write", "this_is_no_module"),
+        ("item write", "x"),
+    ]
+
+
+def test_a_relative_import_is_of_the_whole_name(announced):
+    source = """
+        __package__, __spec__ = "email", None
+        def f():
+            from . import utils
+            from .mime import text
+            from .charset import Charset
+    """
+    assert [key for _, _, key in announced(source)] == ["email", "email.mime", "email.charset"]
 
 
 # --- locks

@@ -2,12 +2,15 @@
 
 import functools
 import gc
+import importlib.util
 import json
 import os
 import pathlib
+import py_compile
 import subprocess
 import sys
 import textwrap
+import threading
 import types
 
 import pytest
@@ -366,3 +369,107 @@ def test_coverage_measures_the_same_lines(tmp_path):
         lines.append((measured["executed_lines"], measured.get("executed_branches")))
     assert lines[0] == lines[1]
     assert 10 in lines[0][0]
+
+
+# --- what is left out, and said to be
+
+
+def test_a_function_made_by_exec_is_named(make_module):
+    module = make_module("exec('def made(o): o.x = 1')\nmake = eval('lambda o: o')")
+    with swap.instrumented([module]) as coverage:
+        names = dict(coverage.left_out)
+    assert names == dict.fromkeys(
+        (f"{module.__name__}.made", f"{module.__name__}.<lambda>"), "made by exec: no source"
+    )
+
+
+def test_the_functions_of_a_module_without_source_are_named(make_module):
+    module = make_module("def f(o): o.x = 1\nclass C:\n    def m(self): self.x = 1")
+    pathlib.Path(module.__file__).unlink()
+    with swap.instrumented([module]) as coverage:
+        names = {name for name, _ in coverage.left_out}
+    assert {f"{module.__name__}.f", f"{module.__name__}.C.m"} <= names
+
+
+def test_a_compiled_file_without_its_source_is_named(tmp_path):
+    source, compiled = tmp_path / "sourceless.py", tmp_path / "sourceless.pyc"
+    source.write_text("def f(o): o.x = 1")
+    py_compile.compile(str(source), cfile=str(compiled), doraise=True)
+    source.unlink()
+    spec = importlib.util.spec_from_file_location("sourceless", compiled)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with swap.instrumented([module]) as coverage:
+        assert coverage.functions == 0
+        assert {name for name, _ in coverage.left_out} == {"sourceless", "sourceless.f"}
+
+
+def test_functions_that_were_frozen_are_still_found(make_module):
+    module = make_module("def f(o): o.x = 1")
+    gc.freeze()
+    try:
+        with swap.instrumented([module]) as coverage:
+            assert coverage.functions == 1
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
+def test_functions_are_found_once_threads_have_run(make_module):
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+    module = make_module(ZOO)
+    with swap.instrumented([module]) as coverage:
+        assert module.C.method.__code__ in swap._installed[module.__file__].compiled.probed.values()
+        assert coverage.functions > 20
+
+
+def test_a_module_inside_the_interpreter_gets_probes_from_its_source():
+    before = importlib.util.resolve_name.__code__
+    with swap.instrumented([importlib.util]) as coverage:
+        assert coverage.left_out == ()
+        probed = importlib.util.resolve_name.__code__
+        assert probed is not before
+        assert probed.co_filename == before.co_filename
+    assert importlib.util.resolve_name.__code__ is before
+
+
+# --- again and again
+
+
+def test_the_same_module_again_costs_no_memory(make_module):
+    module = make_module(ZOO)
+    compiled = []
+    for _ in range(5):
+        with swap.instrumented([module, json.decoder]):
+            module.outer()
+            known = [len(each.compiled.known) for each in swap._installed.values()]
+        compiled.append((len(probes.SITES), known, len(swap._cache)))
+    assert compiled[0] == compiled[-1]
+
+
+@pytest.mark.skipif(swap._FORGETS, reason="functions are immortal, and so is their code")
+def test_code_that_is_gone_is_forgotten(make_module):
+    module = make_module("def f(o): o.x = 1")
+    for _ in range(5):
+        with swap.instrumented([module]):
+            (installed,) = swap._installed.values()
+        module.__spec__.loader.exec_module(module)
+        gc.collect()
+    assert len(installed.compiled.known) <= 1
+
+
+def test_bytecode_that_may_be_of_another_source_is_not_used(make_module):
+    module = make_module("def f(o): o.x = 1")
+    raw = pathlib.Path(module.__file__).read_bytes()
+    py_compile.compile(module.__file__, doraise=True)
+    stamp = pathlib.Path(module.__file__).stat().st_mtime_ns, len(raw)
+    assert swap._from_bytecode(module.__file__, raw, stamp) is None  # written a moment later
+    long_ago = stamp[0] - 10**11, stamp[1]
+    os.utime(module.__file__, ns=(long_ago[0], long_ago[0]))
+    py_compile.compile(module.__file__, doraise=True)
+    assert swap._from_bytecode(module.__file__, raw, long_ago) is not None
+    assert swap._from_bytecode(module.__file__, raw + b"\n", long_ago) is None
+    another_second = long_ago[0] - 10**9, long_ago[1]
+    assert swap._from_bytecode(module.__file__, raw, another_second) is None

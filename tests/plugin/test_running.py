@@ -422,9 +422,11 @@ def test_the_verbs_get_the_plan_of_a_test_by_a_fixture(pytester):
 
 def test_the_help_lists_every_option_and_the_markers(pytester):
     result = pytester.runpytest_inprocess("--help")
-    for name in ("threads", "rounds", "seconds", "seed", "deadline", "strict", "require-nogil"):
+    settings = "mode", "threads", "rounds", "schedules", "seconds", "seed", "races", "deadline"
+    for name in (*settings, "strict", "require-nogil"):
         result.stdout.fnmatch_lines_random([f"*--freethread-{name}*"])
         result.stdout.fnmatch_lines_random([f"*freethread_{name.replace('-', '_')} (*"])
+    result.stdout.fnmatch_lines_random(["*--freethread-replay=TOKEN*"])
     result = pytester.runpytest_inprocess("--markers")
-    result.stdout.fnmatch_lines_random(["@pytest.mark.freethread(threads=*"])
+    result.stdout.fnmatch_lines_random(["@pytest.mark.freethread(mode=*"])
     result.stdout.fnmatch_lines_random(["@pytest.mark.thread_unsafe(reason=*"])

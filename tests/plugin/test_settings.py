@@ -77,6 +77,10 @@ ABSURD = [
     ("deadline", "inf", "'inf' is not a deadline in seconds (a positive number)"),
     ("seed", "x", "'x' is not a seed (an integer from 0 on)"),
     ("seed", "-1", "'-1' is not a seed (an integer from 0 on)"),
+    ("mode", "explode", "'explode' is not a mode ('stress' or 'explore')"),
+    ("mode", "", "'' is not a mode ('stress' or 'explore')"),
+    ("schedules", "0", "'0' is not a number of schedules (a positive integer)"),
+    ("races", "yes", "'yes' is not what a race can be ('error', 'note' or 'off')"),
 ]
 
 
@@ -149,8 +153,8 @@ def test_an_absurd_flag_in_the_ini_file_stops_with_one_line(pytester):
         ),
         (
             "freethread(xyz=4)",
-            "marker freethread(xyz=4): no such setting; there are: deadline, noise, rounds, "
-            "seconds, seed, shared, threads",
+            "marker freethread(xyz=4): no such setting; there are: deadline, include, mode, "
+            "noise, preemptions, races, rounds, schedules, seconds, seed, shared, strategy, threads",
         ),
         (
             "freethread(4)",

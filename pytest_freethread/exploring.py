@@ -1,0 +1,464 @@
+"""The search for a schedule that fails: explore, shrink, confirm, replay.
+
+One exploration runs the same bodies under one schedule after another until one fails, the strategy
+has nothing left, or the budget is spent. A failing schedule is shrunk to the fewest switches that
+still show the failure, run again and again to see that it is reproducible, and recorded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from pytest_freethread import interpreter
+from pytest_freethread.detectors import interleavings
+from pytest_freethread.execution import scope, stacks
+from pytest_freethread.execution.controlled import Controlled
+from pytest_freethread.records import Failure
+from pytest_freethread.scheduling import DFS, Diverged, Replay, decode, encode, make
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+    from types import ModuleType
+
+    from pytest_freethread.detectors.interleavings import Symptom
+    from pytest_freethread.records import ControlledExecution, Finding, Phase
+    from pytest_freethread.scheduling import Scheduler
+
+    Cleanup = Callable[[frozenset[int]], Iterable[tuple[Phase, int | None, BaseException]]]
+
+CONFIRMATIONS = 10
+"""How often a failing schedule is run again before it is reported."""
+
+_SHRINKING = (1.0, 1_000)
+"""Seconds and runs that each part of shrinking may take, whichever is over first."""
+
+_OUTLIVES = (
+    "But so does the schedule that passed at first: something outlives an execution, such as a "
+    "global that is not made anew"
+)
+
+_EARLY_TIMEOUTS = 3
+"""How many short timeouts fire before their time, at most, in a schedule that chance decides."""
+
+_MOST_DIVERGED = 10
+"""Schedules that a program may leave of itself before it counts as beyond control."""
+
+Runs = tuple[tuple[int, int], ...]
+"""A schedule: (thread, steps) in turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What is explored: bodies on fresh state, and what must hold in the end.
+
+    Attributes:
+        bodies: one for each thread; they get what `setup` returned, if there is a `setup`.
+        setup: makes the state of an execution.
+        invariant: asked when all bodies have ended.
+        cleanup: called in the end, whatever happened, with the threads that failed; what it
+            yields are failures too.
+        include: modules and packages that get probes besides those of the functions here.
+        signals: exceptions that end an execution and are no failures, such as a test's skip.
+        interrupts: exceptions of bodies that end everything.
+        root: of the project, below which all modules get probes; None: the working directory.
+        ends: whether the bodies are known to end when they run one after the other, so that they
+            are long, and not a livelock, if they do not even then.
+    """
+
+    bodies: tuple[Callable[..., object], ...]
+    setup: Callable[[], object] | None
+    invariant: Callable[..., object] | None
+    cleanup: Cleanup | None = None
+    include: tuple[str, ...] = ()
+    signals: tuple[type[BaseException], ...] = ()
+    interrupts: tuple[type[BaseException], ...] = ()
+    root: Path | None = None
+    ends: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """How the bodies are called."""
+        return tuple(getattr(scope.unwrapped(b), "__qualname__", repr(b)) for b in self.bodies)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a search came to.
+
+    Attributes:
+        finding: the first failure, if there was one.
+        schedules: how many executions there were; of an exhaustive search, those that it needed
+            once it was known what is shared.
+        steps: how many steps they had together.
+        exhaustive: whether every interleaving was tried, up to equivalence.
+        signals: the executions' signals, one for each thread that raised one.
+        left_out: functions without probes, as (name, reason).
+        outside: whether a thread was out of control for a while, in real blocking.
+        diverged: how many schedules could not be followed: the program goes another way each time.
+        too_long: whether it ended because one execution has more steps than are allowed.
+    """
+
+    finding: Finding | None
+    schedules: int
+    steps: int
+    exhaustive: bool
+    signals: tuple[BaseException, ...]
+    left_out: tuple[tuple[str, str], ...]
+    outside: bool
+    diverged: int
+    too_long: bool
+
+
+def search(
+    program: Program,
+    strategy: str | Scheduler,
+    *,
+    schedules: int,
+    seconds: float | None,
+    preemptions: int | None,
+    seed: int,
+    deadline: float,
+    first: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> Search:
+    """Run schedules until one fails, none is left, or the budget is spent.
+
+    Args:
+        program: what to run.
+        strategy: the name of one, or a scheduler.
+        schedules: how many to try at most.
+        seconds: for how long, at most.
+        preemptions: how many a schedule may have; None for any number.
+        seed: where randomness starts.
+        deadline: seconds after which a thread that does not come back is given up.
+        first: tokens of schedules to try before all others; what cannot be followed is passed over.
+        progress: called now and then with the number of schedules.
+
+    Raises:
+        SettingError: there is no such strategy, or a module to include is not to be had.
+    """
+    scheduler = make(strategy, seed=seed, preemptions=preemptions)
+    # A scheduler of the user's own cannot be told to start over when more comes to be shared.
+    learn = isinstance(strategy, str)
+    with _explorer(program, learn=learn, deadline=deadline) as explorer:
+        began = interpreter.monotonic()
+        count = learning = diverged = steps = 0
+        exhausted = timed = too_long = False
+        finding: Finding | None = None
+
+        def over() -> bool:
+            return seconds is not None and interpreter.monotonic() - began >= seconds
+
+        for token in first:
+            finding = explorer.retry(decode(token))
+            if finding is not None:
+                count = 1
+                break
+        while finding is None and learning + count < schedules and not (count and over()):
+            if not scheduler.begin():
+                exhausted = scheduler.exhausted
+                break
+            by = getattr(scheduler, "strategy", type(scheduler).__name__)
+            # Where chance decides, half of the schedules let timeouts fire early.
+            early = 0 if by in ("DFS", "DPOR", "Plain") else count % 2 * _EARLY_TIMEOUTS
+            try:
+                choose = scheduler.choose if learn else explorer.controlled.apart(scheduler.choose)
+                execution = explorer.run(choose, early_timeouts=early)
+                scheduler.end()
+            except Diverged:
+                # The program is not the same from run to run; sampling goes on regardless.
+                diverged += 1
+                if diverged > _MOST_DIVERGED or not learn:
+                    break
+                scheduler = make("random", seed=seed + diverged, preemptions=preemptions)
+                continue
+            count += 1
+            steps += execution.steps
+            timed = timed or execution.timed
+            if progress is not None:
+                progress(learning + count)
+            if program.ends and execution.outcome == "livelock":
+                alone = explorer.replay([], strict=False)
+                too_long = alone.outcome == "livelock"
+                if too_long:
+                    break
+            symptom = explorer.symptom(execution)
+            if symptom is None and explorer.passed is None:
+                explorer.passed = _runs(execution)
+            if symptom is not None:
+                found = learning + count, by, interpreter.monotonic() - began
+                finding = explorer.report(symptom, execution, found)
+            elif execution.widened and learn:
+                # More is shared than was known: the search starts over, with more to choose.
+                scheduler = make(strategy, seed=seed, preemptions=preemptions)
+                learning += count
+                count = 0
+    unprobed = {name for name, _ in explorer.left_out}
+    blind = any(scope.path(body) in unprobed for body in program.bodies)
+    return Search(
+        finding=finding,
+        schedules=count if exhausted else learning + count,
+        steps=steps,
+        exhaustive=exhausted
+        and preemptions is None
+        and bool(steps)
+        and not (explorer.outside or diverged or blind or timed),
+        signals=tuple(explorer.signals),
+        left_out=explorer.left_out,
+        outside=explorer.outside,
+        diverged=diverged,
+        too_long=too_long,
+    )
+
+
+def follow(program: Program, token: str, *, deadline: float) -> tuple[Finding | None, str | None]:
+    """Run the schedule of a token.
+
+    Returns:
+        What it shows, and how it diverged from what the token says, if it did.
+    """
+    choices = decode(token)
+    with _explorer(program, learn=False, deadline=deadline) as explorer:
+        try:
+            # What is shared by way of a computed name is known only once it was stored.
+            with suppress(Diverged):
+                explorer.replay(choices)
+            execution = explorer.replay(choices, record=True)
+        except Diverged as drift:
+            return None, str(drift)
+        symptom = explorer.symptom(execution)
+    if symptom is None:
+        return None, None
+    return explorer.finding(symptom, execution, (1, "replay", 0.0), (1, 1)), None
+
+
+@dataclass(kw_only=True)
+class _Explorer:
+    """Runs a program's schedules; whatever passes by on the way is counted here."""
+
+    program: Program
+    controlled: Controlled
+    left_out: tuple[tuple[str, str], ...]
+    outside: bool = False
+    passed: Runs | None = None
+    signals: list[BaseException] = field(default_factory=list)
+
+    def run(
+        self,
+        choose: Callable[..., int],
+        *,
+        early_timeouts: int = sys.maxsize,
+        record: bool = False,
+        fair: bool = True,
+    ) -> ControlledExecution:
+        program = self.program
+        execution = self.controlled.run(
+            program.bodies,
+            choose,
+            setup=program.setup,
+            invariant=program.invariant,
+            cleanup=program.cleanup,
+            early_timeouts=early_timeouts,
+            record=record,
+            fair=fair,
+        )
+        self.outside = self.outside or bool(execution.outside)
+        return execution
+
+    def symptom(self, execution: ControlledExecution) -> Symptom | None:
+        failures = []
+        for phase, thread, error in execution.thrown:
+            if isinstance(error, self.program.interrupts):
+                raise error
+            if isinstance(error, self.program.signals):
+                self.signals.append(error)
+            else:
+                error.__traceback__ = stacks.without_our_frames(error.__traceback__)
+                text = stacks.text_of(error)
+                failures.append(
+                    Failure(exception=error, phase=phase, thread=thread, round=0, text=text)
+                )
+        return interleavings.symptom(execution, failures)
+
+    def replay(
+        self, choices: Sequence[int], *, strict: bool = True, record: bool = False
+    ) -> ControlledExecution:
+        replay = Replay(choices, strict=strict)
+        replay.begin()
+        execution = self.run(replay.choose, record=record, fair=False)
+        replay.end()
+        return execution
+
+    def again(
+        self, choices: Sequence[int], symptom: Symptom, *, record: bool
+    ) -> ControlledExecution | None:
+        """The schedule's execution, if it can be followed and shows the same symptom."""
+        try:
+            execution = self.replay(choices, record=record)
+        except Diverged:
+            return None
+        seen = self.symptom(execution)
+        return execution if seen is not None and seen.key == symptom.key else None
+
+    def retry(self, choices: Sequence[int]) -> Finding | None:
+        """What a schedule of a former exploration shows, if it still does."""
+        self.controlled.choose_everywhere(True)
+        execution = self.replay(choices, strict=False)
+        symptom = self.symptom(execution)
+        if symptom is None:
+            self.controlled.choose_everywhere(False)
+            return None
+        return self.report(symptom, execution, (1, "a kept schedule", 0.0))
+
+    def report(
+        self, symptom: Symptom, execution: ControlledExecution, found: tuple[int, str, float]
+    ) -> Finding:
+        """Shrink a failing schedule, confirm it, and record it."""
+        # Under the same probes as any replay: others would count the steps in another way.
+        self.controlled.choose_everywhere(True)
+        if self.passed is not None and self.again(_expanded(self.passed), symptom, record=False):
+            # A schedule that passed fails now: it is not the order of the steps that decides.
+            said = f"{symptom.message}. {_OUTLIVES}"
+            return self.finding(replace(symptom, message=said), execution, found, (0, 1))
+        choices = _expanded(self._shrink(symptom, execution))
+        # What the last try of the shrinking left in caches is not what the schedule finds there.
+        recorded = self.again(choices, symptom, record=True)
+        confirmed = sum(
+            self.again(choices, symptom, record=False) is not None for _ in range(CONFIRMATIONS)
+        )
+        recorded = recorded or self.again(choices, symptom, record=True) or execution
+        symptom = self.symptom(recorded) or symptom
+        return self.finding(symptom, recorded, found, (confirmed, CONFIRMATIONS))
+
+    def finding(
+        self,
+        symptom: Symptom,
+        execution: ControlledExecution,
+        found: tuple[int, str, float],
+        reproduced: tuple[int, int],
+    ) -> Finding:
+        return interleavings.finding(
+            symptom,
+            execution,
+            names=self.program.names,
+            found=found,
+            reproduced=reproduced,
+            token=encode(_expanded(_runs(execution))),
+        )
+
+    def _shrink(self, symptom: Symptom, execution: ControlledExecution) -> Runs:
+        """A schedule with few switches that shows the same symptom.
+
+        The fewest preemptions are found by trying all schedules without any, then all with one, …
+        (iterative context bounding, Musuvathi & Qadeer 2007), as long as that does not take long.
+        """
+        fewest = self._fewest_preemptions(symptom)
+        return self._with_fewer_switches(symptom, _runs(execution) if fewest is None else fewest)
+
+    def _fewest_preemptions(self, symptom: Symptom) -> Runs | None:
+        seconds, tries = _SHRINKING
+        until = interpreter.monotonic() + seconds
+        search = DFS()
+        self.controlled.choose_everywhere(False)
+        try:
+            while tries and interpreter.monotonic() < until and search.begin():
+                tries -= 1
+                execution = self.run(search.choose, early_timeouts=0)
+                search.end()
+                seen = self.symptom(execution)
+                if seen is not None and seen.key == symptom.key:
+                    return _runs(execution)
+        except Diverged:
+            pass
+        finally:
+            self.controlled.choose_everywhere(True)
+        return None
+
+    def _with_fewer_switches(self, symptom: Symptom, runs: Runs) -> Runs:
+        """The same with one switch less, again and again, as long as it shows the symptom.
+
+        A thread goes on with its next turn at once, or the schedule ends earlier. Whatever cannot
+        be followed is passed over, so each try is a schedule.
+        """
+        seconds, tries = _SHRINKING
+        until = interpreter.monotonic() + seconds
+
+        def shows(candidate: Runs) -> Runs | None:
+            execution = self.replay(_expanded(candidate), strict=False)
+            seen = self.symptom(execution)
+            return _runs(execution) if seen is not None and seen.key == symptom.key else None
+
+        best = shows(runs) or runs
+        improved = True
+        while improved:
+            improved = False
+            for candidate in _smaller(best):
+                tries -= 1
+                if tries < 0 or interpreter.monotonic() > until:
+                    return best
+                actual = shows(candidate)
+                if actual is not None and _size(actual) < _size(best):
+                    best, improved = actual, True
+                    break
+        return best
+
+
+@contextmanager
+def _explorer(program: Program, *, learn: bool, deadline: float) -> Iterator[_Explorer]:
+    controlled = Controlled(
+        _modules(program),
+        core=interpreter.own_core(),
+        learn=learn,
+        patience=min(1.0, deadline),
+        deadline=deadline,
+    )
+    with controlled:
+        yield _Explorer(
+            program=program, controlled=controlled, left_out=controlled.coverage.left_out
+        )
+
+
+def _smaller(runs: Runs) -> Iterator[Runs]:
+    for length in range(len(runs)):
+        yield runs[:length]
+    for index, (thread, steps) in enumerate(runs):
+        for later in range(index + 1, len(runs)):
+            if runs[later][0] == thread:
+                merged = (thread, steps + runs[later][1])
+                yield (*runs[:index], merged, *runs[index + 1 : later], *runs[later + 1 :])
+                break
+        if index:
+            yield (*runs[:index], *runs[index + 1 :])
+
+
+def _size(runs: Runs) -> tuple[int, int]:
+    return len(runs), sum(steps for _, steps in runs)
+
+
+def _runs(execution: ControlledExecution) -> Runs:
+    turns = [(thread, steps) for thread, steps, _ in execution.schedule]
+    return tuple(
+        (thread, sum(steps for _, steps in group))
+        for thread, group in itertools.groupby(turns, key=lambda turn: turn[0])
+    )
+
+
+def _expanded(runs: Runs) -> list[int]:
+    return [thread for thread, steps in runs for _ in range(steps)]
+
+
+# --- what gets probes -----------------------------------------------------------------------------
+
+
+def _modules(program: Program) -> list[ModuleType]:
+    """The bodies' modules, those below the project's root, and what is to be included."""
+    functions = [each for each in (*program.bodies, program.setup, program.invariant) if each]
+    chosen = scope.own(functions, program.root)
+    chosen |= scope.loaded(scope.STATEFUL_LIBRARY)
+    chosen |= scope.included(program.include)
+    return list(chosen.values())
