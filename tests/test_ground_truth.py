@@ -49,7 +49,6 @@ FINDINGS_OF_EXPLORATION = {
 OUT_OF_SIGHT = {
     "leak/blocked_thread": "a thread that is left behind breaks nothing within an execution",
     "leak/timer": "a thread that is left behind breaks nothing within an execution",
-    "reference/engine_log_sequence": "what the threads share is a file, and no step is made there",
 }
 """The racy programs that exploration does not find, and why not."""
 

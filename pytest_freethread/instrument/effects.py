@@ -1,4 +1,4 @@
-"""Leaf: what an operation of a built-in container does to it, as data.
+"""Leaf: what an operation of a built-in container or stream does to it, as data.
 
 The operations of C types cannot be probed from the inside, so a table says what each one reads or
 writes. A class of the user's that overrides an operation in Python has probes inside it instead.
@@ -6,6 +6,7 @@ writes. A class of the user's that overrides an operation in Python has probes i
 
 from __future__ import annotations
 
+import io
 from array import array
 from collections import OrderedDict, defaultdict, deque
 from types import MappingProxyType, WrapperDescriptorType
@@ -72,7 +73,20 @@ _DICT = {
     "copy": WHOLE_READ,
 }
 
+_STREAM = {
+    **dict.fromkeys(
+        _words("read readline readlines readall readinto read1 readinto1"), WHOLE_WRITE
+    ),
+    **dict.fromkeys(_words("write writelines seek tell truncate flush close"), WHOLE_WRITE),
+    **dict.fromkeys(_words("getvalue"), WHOLE_READ),
+}
+_STREAMS = (
+    *(io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper),
+    *(io.BytesIO, io.StringIO),
+)
+
 EFFECTS: Final[Mapping[type, Mapping[str, int]]] = {
+    **dict.fromkeys(_STREAMS, _STREAM),  # where it stands in its file is what threads share
     list: {**_SEQUENCE, "sort": WHOLE_WRITE},
     array: {
         **_SEQUENCE,

@@ -94,7 +94,12 @@ def _failure(failure: Failure, *, full: bool) -> Iterator[str]:
     for file, line in frames[-_MOST_FRAMES:]:
         source = linecache.getline(file, line).strip()
         where = f"{layout.relative(file)}:{line}"
-        yield f"  {_cut(source, _WIDTH - len(where) - 6):<{_WIDTH - len(where) - 4}}{where}"
+        room = _WIDTH - len(where) - 6
+        if room < min(len(source), _NEAREST):  # a long path has a line of its own
+            yield f"  {_cut(source, _WIDTH - 2)}"
+            yield f"    {where}"
+        else:
+            yield f"  {_cut(source, room):<{room + 2}}{where}"
     said = failure.text.splitlines()
     if not isinstance(error, AssertionError):
         said[:1] = [": ".join([type(error).__name__, *said[:1]])]

@@ -117,3 +117,12 @@ def test_a_livelock_is_told_in_full_where_it_is_asked_for(shop):
     (finding,) = STORIES["livelock"](shop).findings
     assert len(text.block(finding)) < 30
     assert len(text.block(finding, full=True)) > 20_000
+
+
+def test_a_failure_below_a_long_path_has_a_line_for_its_place():
+    names = {}
+    exec(
+        compile("def body():\n    raise KeyError('no')", "/folder" * 20 + "/far.py", "exec"), names
+    )
+    report = str(explore(names["body"], threads=1))
+    assert f"\n      {'/folder' * 20}/far.py:2\n" in report
