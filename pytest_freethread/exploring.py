@@ -101,6 +101,7 @@ class Search:
         outside: whether a thread was out of control for a while, in real blocking.
         diverged: how many schedules could not be followed: the program goes another way each time.
         too_long: whether it ended because one execution has more steps than are allowed.
+        guarantee: what the strategy promises of the schedules that it tried, if it does.
     """
 
     finding: Finding | None
@@ -112,6 +113,7 @@ class Search:
     outside: bool
     diverged: int
     too_long: bool
+    guarantee: str | None
 
 
 def search(
@@ -213,6 +215,7 @@ def search(
         outside=explorer.outside,
         diverged=diverged,
         too_long=too_long,
+        guarantee=getattr(scheduler, "guarantee", None),
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from pytest_freethread import interpreter, settings
 from pytest_freethread.detectors import deadlocks, leaks, outcomes
 from pytest_freethread.errors import SettingError
 from pytest_freethread.execution import free
-from pytest_freethread.execution.leaks import ThreadWatch
+from pytest_freethread.execution.leaks import ThreadWatch, is_ours
 from pytest_freethread.records import Execution, Result, Verdict
 from pytest_freethread.report import text
 
@@ -230,6 +231,7 @@ def search(
         seed=plan.seed,
         left_out=found.left_out,
         outside=found.outside,
+        guarantee=found.guarantee,
     )
     return found, Result(
         verdict=verdict,
@@ -337,7 +339,9 @@ def run(
         BaseException: see `free.run`.
     """
     noise = None
-    if plan.noise and plan.rounds > 1:  # the first round is without in any case
+    # The first round is without in any case. And who looks through all objects while other threads
+    # run can break them in the middle of a `tuple(...)`; so a run within a run goes without.
+    if plan.noise and plan.rounds > 1 and not is_ours(threading.current_thread()):
         from pytest_freethread.execution.noise import Noise  # noqa: PLC0415 - see above
 
         noise = Noise(workload.subjects, plan.seed, exact=exact)

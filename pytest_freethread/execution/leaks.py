@@ -35,6 +35,11 @@ def mark_as_ours(thread: threading.Thread) -> None:
     setattr(thread, _OURS, True)
 
 
+def is_ours(thread: threading.Thread) -> bool:
+    """Whether a thread is one of the harness's own."""
+    return hasattr(thread, _OURS)
+
+
 class ThreadWatch:
     """Notes which threads are started between its creation and `stop()`, and where.
 
@@ -69,7 +74,7 @@ class ThreadWatch:
             thread
             for thread in threading.enumerate()
             # One that is being started right now is listed, but cannot be joined yet.
-            if thread not in self._before and thread.is_alive() and not hasattr(thread, _OURS)
+            if thread not in self._before and thread.is_alive() and not is_ours(thread)
         ]
 
     def leaks(self, *, grace: float) -> tuple[Leak, ...]:

@@ -77,17 +77,29 @@ def exploration_scope(
     seed: int,
     left_out: Sequence[tuple[str, str]],
     outside: bool,
+    guarantee: str | None = None,
 ) -> str:
     """One line: what an exploration tried, and what it left out."""
     much = "every interleaving, up to equivalence" if exhaustive else "bounded by its budget"
     noun = "schedule" if schedules == 1 else "schedules"
     bound = "" if preemptions is None else f", at most {preemptions} preemptions each"
-    lacking = f"; {len(left_out)} functions without probes" if left_out else ""
     partly = "; partial control: a thread was in real blocking" if outside else ""
+    promised = f"; {guarantee}" if guarantee else ""
     return (
         f"explored {schedules:,} {noun}, {steps:,} steps in {seconds:.2f} s, {much}{bound} "
-        f"({strategy}, seed {seed}{lacking}{partly})"
+        f"({strategy}, seed {seed}{_lacking(left_out)}{partly}{promised})"
     )
+
+
+def _lacking(left_out: Sequence[tuple[str, str]]) -> str:
+    """How many functions have no probes, with some of their names."""
+    if not left_out:
+        return ""
+    names = ", ".join(name for name, _ in left_out[:_MOST_NAMES])
+    more = len(left_out) - _MOST_NAMES
+    rest = f" and {more} more" if more > 0 else ""
+    noun = "function" if len(left_out) == 1 else "functions"
+    return f"; {len(left_out)} {noun} without probes: {names}{rest}"
 
 
 def _traceback(failure: Failure) -> list[str]:
