@@ -16,6 +16,7 @@ import sysconfig
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -94,6 +95,17 @@ def cpu_seconds(ident: int) -> float:
     if not hasattr(time, "pthread_getcpuclockid"):
         return 0.0
     return time.clock_gettime(time.pthread_getcpuclockid(ident))
+
+
+def is_runnable(native_id: int) -> bool:
+    """Whether a thread of this process wants to run, if on a busy machine; False where unknown."""
+    try:
+        stat = Path(f"/proc/self/task/{native_id}/stat").read_text(
+            encoding="ascii", errors="replace"
+        )
+        return stat.rpartition(")")[2].split()[0] == "R"
+    except (OSError, IndexError):
+        return False
 
 
 def facts() -> Interpreter:

@@ -223,6 +223,8 @@ class Kernel:
         except RecursionError:
             raise  # the body's own: it is as deep as it may be
         except BaseException as error:
+            if not self.ready:
+                return obj  # a finalizer, while the control is on its way to the driving thread
             self._fail(me, error)
         self.choices.append(chosen)
         if chosen != index:
@@ -706,14 +708,14 @@ class Kernel:
             first.give()
             self._await()
             self.waits_for_all = False
-        self.running = self.main_ident
+        self.running = _NOBODY
         self.task = main
         if self.live and self.outcome == "ended":
+            self.running = self.main_ident
             bisect.insort(self.live, main, key=lambda task: task.index)
             self.changed()
         elif not self.live:
             self.solo = True
-            self.running = _NOBODY
 
     def _begin_next(self, *_: object) -> int:
         """In place of the chooser, until all bodies stand before their first operation."""
@@ -859,7 +861,10 @@ class Kernel:
                 if seen != (self.task, self.steps):
                     seen = self.task, self.steps
                     given_up_at = now + self.deadline
-                elif computed - before < wait * _COMPUTES or now >= given_up_at:
+                elif now >= given_up_at or not (
+                    computed - before >= wait * _COMPUTES
+                    or interpreter.is_runnable(getattr(self.task.carrier, "native_id", 0))
+                ):
                     self._detach()
                     if self.outcome != "ended":  # the chooser would have none of the others
                         return

@@ -76,8 +76,7 @@ class PCT:
     @property
     def guarantee(self) -> str:
         """What the paper proves about the executions so far, in one line."""
-        n, k, d = self._threads, self._steps, self._depth
-        m = max(self._executions - 1, 0)  # the first one did not know how long they are
+        n, k, d, m = self._threads, self._steps, self._depth, self._executions
         chance = 1 / (n * k ** (d - 1))
         return (
             f"PCT: with {n} threads and {k} steps, one execution finds a bug of depth {d} or less "

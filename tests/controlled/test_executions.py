@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-import conftest
+import choosers
 import pytest
 
 from pytest_freethread.execution.baton import CAN_PIN, HAS_EVENTFD, Baton, Core
@@ -179,7 +179,7 @@ def test_the_same_choices_give_the_same_execution(make_module):
     arguments = {"setup": module.setup, "invariant": module.invariant, "record": True}
     with Controlled([module]) as control:
         for seed in range(8):  # until it knows what is shared
-            control.run(module.threads, conftest.drawn(seed), **arguments)
+            control.run(module.threads, choosers.drawn(seed), **arguments)
         for seed in range(8):
             announced = []
 
@@ -191,7 +191,7 @@ def test_the_same_choices_give_the_same_execution(make_module):
 
             runs = []
             for _ in range(2):
-                heard, choose = [], conftest.drawn(seed)
+                heard, choose = [], choosers.drawn(seed)
                 runs.append(
                     control.run(
                         module.threads,
@@ -225,7 +225,7 @@ def test_a_schedule_is_the_same_wherever_there_is_something_to_choose(make_modul
     arguments = {"setup": module.setup, "invariant": module.invariant}
     with Controlled([module]) as control:
         originals = [
-            control.run(module.threads, conftest.drawn(seed), **arguments) for seed in range(20)
+            control.run(module.threads, choosers.drawn(seed), **arguments) for seed in range(20)
         ]
     with Controlled([module], learn=False) as control:
         for original in originals:
@@ -668,7 +668,7 @@ def test_a_chooser_may_stop_an_execution_or_be_wrong_or_broken(make_module):
         wrong = control.run(module.threads, lambda *_: 7, setup=module.setup)
         with pytest.raises(ZeroDivisionError):
             control.run(module.threads, lambda *_: 1 / 0, setup=module.setup)
-        fine = control.run(module.threads, conftest.stay, setup=module.setup)
+        fine = control.run(module.threads, choosers.stay, setup=module.setup)
     assert stopped.outcome == "stopped"
     assert (wrong.outcome, wrong.diverged) == ("diverged", (0, 7, (0, 1)))
     assert fine.outcome == "ended"
@@ -712,17 +712,17 @@ def test_everything_is_as_before_however_it_ends(make_module, leaves_by):
 
     def leave():
         with Controlled([module]) as control:
-            control.run(module.threads, conftest.stay, setup=module.setup)
+            control.run(module.threads, choosers.stay, setup=module.setup)
             if leaves_by == "exception":
                 raise ValueError
             if leaves_by == "chooser":
                 control.run(module.threads, lambda *_: 1 / 0, setup=module.setup)
             if leaves_by == "interrupt":
                 control.run(
-                    [module.interrupted], conftest.stay, setup=module.setup, max_steps=10**9
+                    [module.interrupted], choosers.stay, setup=module.setup, max_steps=10**9
                 )
             if leaves_by == "deadlock":
-                execution = control.run([module.stuck], conftest.stay, setup=module.setup)
+                execution = control.run([module.stuck], choosers.stay, setup=module.setup)
                 assert execution.outcome == "lost-wakeup"
 
     errors = {
@@ -750,7 +750,7 @@ def test_everything_is_as_before_however_it_ends(make_module, leaves_by):
     assert not real.is_alive()
     assert type(threading.Lock()) is shadows.LockType
     with Controlled([module]) as control:  # and another exploration
-        assert control.run(module.threads, conftest.stay, setup=module.setup).outcome == "ended"
+        assert control.run(module.threads, choosers.stay, setup=module.setup).outcome == "ended"
 
 
 def test_only_one_exploration_at_a_time(make_module):
@@ -758,7 +758,7 @@ def test_only_one_exploration_at_a_time(make_module):
     with Controlled([module]) as control:
         with pytest.raises(RuntimeError, match="under way already"), Controlled([module]):
             pass
-        assert control.run(module.threads, conftest.stay, setup=module.setup).outcome == "ended"
+        assert control.run(module.threads, choosers.stay, setup=module.setup).outcome == "ended"
     assert shadows._conductor is None
 
 
@@ -781,7 +781,7 @@ def test_objects_made_in_a_run_work_in_real_threads_afterwards(make_module):
         threads = [body]
         """)
     with Controlled([module]) as control:
-        assert control.run(module.threads, conftest.stay).thrown == ()
+        assert control.run(module.threads, choosers.stay).thrown == ()
     lock, rlock, condition, event, simple, fifo, thread = module.made
     got = []
 
@@ -824,7 +824,7 @@ def test_threads_that_are_not_controlled_go_on_as_ever(make_module):
         with Controlled([module]) as control:
             before = len(turns)
             while len(turns) < before + 3:
-                execution = control.run(module.threads, conftest.drawn(1), setup=module.setup)
+                execution = control.run(module.threads, choosers.drawn(1), setup=module.setup)
                 assert execution.outcome == "ended"
                 assert execution.outside == ()
     finally:
@@ -848,7 +848,7 @@ def test_batons_of_both_kinds_hand_over(make_module, eventfd):
         found = [
             control.run(
                 module.threads,
-                conftest.drawn(seed),
+                choosers.drawn(seed),
                 setup=module.setup,
                 invariant=module.invariant,
             ).holds
@@ -875,7 +875,7 @@ def test_an_exploration_is_tied_to_the_core_that_it_is_told(make_module):
     allowed = sorted(os.sched_getaffinity(0))
     for index in range(len(allowed) + 1):
         with Controlled([module], core=index) as control:
-            control.run(module.threads, conftest.stay)
+            control.run(module.threads, choosers.stay)
     assert module.seen == [
         {allowed[i % len(allowed)]} for i in range(len(allowed) + 1) for _ in "ab"
     ]
