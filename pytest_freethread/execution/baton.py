@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 from pytest_freethread.interpreter import Lock
 
 if TYPE_CHECKING:
-    from _thread import LockType
     from collections.abc import Callable
 
 HAS_EVENTFD: Final = hasattr(os, "eventfd")
@@ -27,50 +26,50 @@ CAN_PIN: Final = hasattr(os, "sched_setaffinity") and hasattr(threading, "get_na
 class Baton:
     """What one thread waits for. `give` and `take` are bound straight to the system's calls.
 
+    Args:
+        eventfd: whether it is an eventfd; a lock otherwise.
+        timed: whether it is taken by `take_within` alone.
+
     Attributes:
         give: lets the owner go on, now or when it waits next; called once for each `take`.
         take: waits until it is given.
+        take_within: waits for so many seconds at most; whether it was given. Whoever takes it
+            while this waits (a finalizer, in the same thread) leaves nothing.
     """
 
-    __slots__ = ("_close", "_given_within", "give", "take")
+    __slots__ = ("_close", "give", "take", "take_within")
 
-    def __init__(self, *, eventfd: bool = HAS_EVENTFD) -> None:
+    def __init__(self, *, eventfd: bool = HAS_EVENTFD, timed: bool = False) -> None:
         self.give: Callable[[], object]
         self.take: Callable[[], object]
-        self._given_within: Callable[[float], bool]
+        self.take_within: Callable[[float], bool]
         self._close: Callable[[], object] = _nothing
         if eventfd:
-            descriptor = os.eventfd(0, os.EFD_CLOEXEC)
+            descriptor = os.eventfd(0, os.EFD_CLOEXEC | (os.EFD_NONBLOCK if timed else 0))
             ready = select.poll()
             ready.register(descriptor, select.POLLIN)
             self.give = partial(os.eventfd_write, descriptor, 1)
             self.take = partial(os.eventfd_read, descriptor)
-            self._given_within = lambda seconds: bool(ready.poll(seconds * 1000))
+            self.take_within = partial(_taken_within, ready, self.take)
             self._close = partial(os.close, descriptor)
         else:
             lock = Lock()
             lock.acquire()
             self.give = lock.release
             self.take = lock.acquire
-            self._given_within = partial(_free_within, lock)
-
-    def take_within(self, seconds: float) -> bool:
-        """Wait until it is given, but not longer; whether it was."""
-        given = self._given_within(seconds)
-        if given:
-            self.take()
-        return given
+            self.take_within = partial(lock.acquire, True)
 
     def close(self) -> None:
         """Give the descriptor back; nobody may hold on to the baton."""
         self._close()
 
 
-def _free_within(lock: LockType, seconds: float) -> bool:
-    free = lock.acquire(timeout=seconds)
-    if free:
-        lock.release()  # only the owner takes, so it stays free until then
-    return free
+def _taken_within(ready: select.poll, take: Callable[[], object], seconds: float) -> bool:
+    if ready.poll(seconds * 1000):
+        with contextlib.suppress(BlockingIOError):
+            take()
+            return True
+    return False
 
 
 def _nothing() -> None:

@@ -170,7 +170,7 @@ class Kernel:
         self.quiet_sites: set[int] = set()
         self.tracking = False
         self.part: Callable[[Any], int] = hash
-        self.baton = Baton(eventfd=eventfd)
+        self.baton = Baton(eventfd=eventfd, timed=True)
         self.main_ident = get_ident()
         self.carriers: list[Carrier] = []
         self.free: list[Carrier] = []
@@ -855,6 +855,8 @@ class Kernel:
                         return
                     continue  # two threads gave it at the same time
             elif not self.standstill:
+                if self.running == self.main_ident:
+                    return  # a finalizer has taken it before
                 now = interpreter.monotonic()
                 before = computed
                 computed = interpreter.cpu_seconds(self.task.ident)
@@ -980,7 +982,7 @@ class Kernel:
                     self._unwind(task, in_control=task is interrupted)
             if interrupted is not self.main:
                 self.baton.close()
-                self.baton = Baton(eventfd=self.eventfd)
+                self.baton = Baton(eventfd=self.eventfd, timed=True)
         self.running = _NOBODY
         self.solo = False
         for task in self.tasks:
