@@ -459,7 +459,7 @@ def test_all_functions_are_as_they_were_after_threads_got_stuck(run_program):
                 gate.acquire()
 
         before = body.__code__
-        result = stress(body, setup=State, threads=2, rounds=10**6, deadline=0.3)
+        result = stress(body, setup=State, threads=2, rounds=10**6, deadline=2)
         print(result.findings[0].kind, len(set(seen)), body.__code__ is before)
         gate.release()
     """)
