@@ -96,6 +96,7 @@ class Search:
             once it was known what is shared.
         steps: how many steps they had together.
         exhaustive: whether every interleaving was tried, up to equivalence.
+        late: whether that is so but for short timeouts, which might have been over earlier.
         signals: the executions' signals, one for each thread that raised one.
         left_out: functions without probes, as (name, reason).
         outside: whether a thread was out of control for a while, in real blocking.
@@ -108,6 +109,7 @@ class Search:
     schedules: int
     steps: int
     exhaustive: bool
+    late: bool
     signals: tuple[BaseException, ...]
     left_out: tuple[tuple[str, str], ...]
     outside: bool
@@ -202,14 +204,18 @@ def search(
                 count = 0
     unprobed = {name for name, _ in explorer.left_out}
     blind = any(scope.path(body) in unprobed for body in program.bodies)
+    complete = (
+        exhausted
+        and preemptions is None
+        and bool(steps)
+        and not (explorer.outside or diverged or blind)
+    )
     return Search(
         finding=finding,
         schedules=count if exhausted else learning + count,
         steps=steps,
-        exhaustive=exhausted
-        and preemptions is None
-        and bool(steps)
-        and not (explorer.outside or diverged or blind or timed),
+        exhaustive=complete and not timed,
+        late=complete and timed,
         signals=tuple(explorer.signals),
         left_out=explorer.left_out,
         outside=explorer.outside,

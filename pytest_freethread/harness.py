@@ -227,6 +227,7 @@ def search(
         steps=found.steps,
         seconds=elapsed,
         exhaustive=found.exhaustive,
+        late=found.late,
         preemptions=plan.preemptions,
         seed=plan.seed,
         left_out=found.left_out,

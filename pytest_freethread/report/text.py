@@ -73,6 +73,7 @@ def exploration_scope(
     steps: int,
     seconds: float,
     exhaustive: bool,
+    late: bool,
     preemptions: int | None,
     seed: int,
     left_out: Sequence[tuple[str, str]],
@@ -81,6 +82,8 @@ def exploration_scope(
 ) -> str:
     """One line: what an exploration tried, and what it left out."""
     much = "every interleaving, up to equivalence" if exhaustive else "bounded by its budget"
+    if late:
+        much = "every interleaving in which no timeout fires early, up to equivalence"
     noun = "schedule" if schedules == 1 else "schedules"
     bound = "" if preemptions is None else f", at most {preemptions} preemptions each"
     partly = "; partial control: a thread was in real blocking" if outside else ""
