@@ -17,22 +17,21 @@ from pytest_freethread import interpreter
 from pytest_freethread.detectors import interleavings
 from pytest_freethread.execution import scope, stacks
 from pytest_freethread.execution.controlled import Controlled
-from pytest_freethread.records import Failure
+from pytest_freethread.records import Failure, Interleaving
 from pytest_freethread.scheduling import DFS, Diverged, Replay, decode, encode, make
+from pytest_freethread.suspecting import CONFIRMATIONS, Suspicions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
     from pathlib import Path
     from types import ModuleType
 
     from pytest_freethread.detectors.interleavings import Symptom
+    from pytest_freethread.execution.kernel import Hear
     from pytest_freethread.records import ControlledExecution, Finding, Phase
     from pytest_freethread.scheduling import Scheduler
 
     Cleanup = Callable[[frozenset[int]], Iterable[tuple[Phase, int | None, BaseException]]]
-
-CONFIRMATIONS = 10
-"""How often a failing schedule is run again before it is reported."""
 
 _SHRINKING = (1.0, 1_000)
 """Seconds and runs that each part of shrinking may take, whichever is over first."""
@@ -91,7 +90,8 @@ class Search:
     """What a search came to.
 
     Attributes:
-        finding: the first failure, if there was one.
+        failure: the first one, if there was one.
+        suspected: what judges found in the executions, errors first.
         schedules: how many executions there were; of an exhaustive search, those that it needed
             once it was known what is shared.
         steps: how many steps they had together.
@@ -105,7 +105,8 @@ class Search:
         guarantee: what the strategy promises of the schedules that it tried, if it does.
     """
 
-    finding: Finding | None
+    failure: Finding | None
+    suspected: tuple[Finding, ...]
     schedules: int
     steps: int
     exhaustive: bool
@@ -126,6 +127,7 @@ def search(
     seconds: float | None,
     preemptions: int | None,
     seed: int,
+    races: str,
     deadline: float,
     first: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
@@ -139,6 +141,7 @@ def search(
         seconds: for how long, at most.
         preemptions: how many a schedule may have; None for any number.
         seed: where randomness starts.
+        races: whether a race is an `error`, a `note`, or not looked for (`off`).
         deadline: seconds after which a thread that does not come back is given up.
         first: tokens of schedules to try before all others; what cannot be followed is passed over.
         progress: called now and then with the number of schedules.
@@ -154,6 +157,7 @@ def search(
         count = learning = diverged = steps = 0
         exhausted = timed = too_long = False
         finding: Finding | None = None
+        suspicions = _suspicions(program, races)
 
         def over() -> bool:
             return seconds is not None and interpreter.monotonic() - began >= seconds
@@ -172,7 +176,11 @@ def search(
             early = 0 if by in ("DFS", "DPOR", "Plain") else count % 2 * _EARLY_TIMEOUTS
             try:
                 choose = scheduler.choose if learn else explorer.controlled.apart(scheduler.choose)
-                execution = explorer.run(choose, early_timeouts=early)
+                execution = explorer.run(
+                    choose,
+                    early_timeouts=early,
+                    hear=None if suspicions is None else suspicions.hear,
+                )
                 scheduler.end()
             except Diverged:
                 # The program is not the same from run to run; sampling goes on regardless.
@@ -191,6 +199,8 @@ def search(
                 too_long = alone.outcome == "livelock"
                 if too_long:
                     break
+            if suspicions is not None:
+                suspicions.consider(execution)
             symptom = explorer.symptom(execution)
             if symptom is None and explorer.passed is None:
                 explorer.passed = _runs(execution)
@@ -202,6 +212,7 @@ def search(
                 scheduler = make(strategy, seed=seed, preemptions=preemptions)
                 learning += count
                 count = 0
+        suspected = [] if suspicions is None else suspicions.findings(explorer, _lines(finding))
     unprobed = {name for name, _ in explorer.left_out}
     blind = any(scope.path(body) in unprobed for body in program.bodies)
     complete = (
@@ -211,7 +222,8 @@ def search(
         and not (explorer.outside or diverged or blind)
     )
     return Search(
-        finding=finding,
+        failure=finding,
+        suspected=tuple(suspected),
         schedules=count if exhausted else learning + count,
         steps=steps,
         exhaustive=complete and not timed,
@@ -264,6 +276,8 @@ class _Explorer:
         early_timeouts: int = sys.maxsize,
         record: bool = False,
         fair: bool = True,
+        hear: Hear | None = None,
+        watched: Container[int] = (),
     ) -> ControlledExecution:
         program = self.program
         execution = self.controlled.run(
@@ -275,6 +289,8 @@ class _Explorer:
             early_timeouts=early_timeouts,
             record=record,
             fair=fair,
+            hear=hear,
+            watched=watched,
         )
         self.outside = self.outside or bool(execution.outside)
         return execution
@@ -295,13 +311,34 @@ class _Explorer:
         return interleavings.symptom(execution, failures)
 
     def replay(
-        self, choices: Sequence[int], *, strict: bool = True, record: bool = False
+        self,
+        choices: Sequence[int],
+        *,
+        strict: bool = True,
+        record: bool = False,
+        hear: Hear | None = None,
+        watched: Container[int] = (),
     ) -> ControlledExecution:
         replay = Replay(choices, strict=strict)
         replay.begin()
-        execution = self.run(replay.choose, record=record, fair=False)
+        execution = self.run(replay.choose, record=record, fair=False, hear=hear, watched=watched)
         replay.end()
         return execution
+
+    def follow(
+        self,
+        choices: Sequence[int],
+        *,
+        record: bool = False,
+        hear: Hear | None = None,
+        watched: Container[int] = (),
+    ) -> ControlledExecution | None:
+        """See `suspecting.Follower`."""
+        self.controlled.choose_everywhere(True)
+        try:
+            return self.replay(choices, record=record, hear=hear, watched=watched)
+        except Diverged:
+            return None
 
     def again(
         self, choices: Sequence[int], symptom: Symptom, *, record: bool
@@ -357,7 +394,7 @@ class _Explorer:
             names=self.program.names,
             found=found,
             reproduced=reproduced,
-            token=encode(_expanded(_runs(execution))),
+            token=encode(execution.threads),
         )
 
     def _shrink(self, symptom: Symptom, execution: ControlledExecution) -> Runs:
@@ -430,6 +467,20 @@ def _explorer(program: Program, *, learn: bool, deadline: float) -> Iterator[_Ex
         yield _Explorer(
             program=program, controlled=controlled, left_out=controlled.coverage.left_out
         )
+
+
+def _suspicions(program: Program, races: str) -> Suspicions | None:
+    return None if races == "off" else Suspicions(program.names, strict=races == "error")
+
+
+def _lines(finding: Finding | None) -> set[tuple[str, int]]:
+    """The lines that a failure comes from, where that can be said."""
+    evidence = None if finding is None else finding.evidence
+    if not isinstance(evidence, Interleaving) or evidence.violation is None:
+        return set()
+    broken = evidence.violation
+    places = (evidence.moves[index].place for index in (broken.look, broken.change, broken.act))
+    return {(place.file, place.line) for place in places if place is not None}
 
 
 def _smaller(runs: Runs) -> Iterator[Runs]:

@@ -210,12 +210,13 @@ def search(
         seconds=plan.seconds,
         preemptions=plan.preemptions,
         seed=plan.seed,
+        races=plan.races,
         deadline=plan.deadline,
         first=[token for token in first if is_token(token)],
         progress=progress,
     )
     elapsed = interpreter.monotonic() - began
-    findings = () if found.finding is None else (found.finding,)
+    findings = tuple(each for each in (found.failure, *found.suspected) if each is not None)
     if any(finding.severity == "error" for finding in findings):
         verdict = Verdict.FAILED
     else:
@@ -247,9 +248,9 @@ def search(
 
 def doubt(found: exploring.Search) -> str | None:
     """Why a search that shows no error does not say that there is none; None if nothing does."""
-    if found.finding is not None and found.finding.kind != "partial-control":
+    if found.failure is not None and found.failure.kind != "partial-control":
         return "what failed did not fail again each time that its schedule was replayed"
-    if found.finding is not None or found.outside:
+    if found.failure is not None or found.outside:
         return "a thread was in real blocking, out of control"
     if found.too_long:
         return "one execution has too many steps to be explored"

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from pytest_freethread.errors import ThreadSafetyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Severity = Literal["error", "note"]
 Phase = Literal["setup", "body", "invariant", "teardown"]
@@ -228,6 +231,23 @@ class Pending(NamedTuple):
     site: int
 
 
+Event: TypeAlias = tuple[int, int, Any, int | str, int]
+"""A step as the judges of orders hear it: (thread, object, key, operation, site).
+
+A plain tuple, since there are as many as there are accesses.
+
+- thread: index of the logical thread that made the step.
+- object: its number in this execution, from 1 on; no two objects ever have the same one. Of `fork`
+  and `joined`, the index of the thread that is started, or has ended.
+- key: of an access, the attribute's name or the item's key, None for the whole object; of a
+  synchronisation, whether the object is a lock.
+- operation: of an access, a number of `effects.OP_NAMES`; of a synchronisation its name, such as
+  `release`; `try` where a lock is taken without waiting for ever, `fail` where that was in vain;
+  `fork`, `joined`; `gone` where the object's life ended.
+- site: the static place in the source.
+"""
+
+
 class Step(NamedTuple):
     """An operation that was executed.
 
@@ -359,6 +379,10 @@ class ControlledExecution:
         trace: the steps, if they were asked for.
         pauses: likewise why threads did not go on, in order.
         names: of the threads, by their index.
+        stacks: by the index of a step of the trace at a watched site: where its thread was,
+            outermost first.
+        made: by location, where the object was made, as far as that is known.
+        births: by index of a thread that the code under test started: who did, and where.
     """
 
     outcome: Outcome
@@ -377,6 +401,14 @@ class ControlledExecution:
     trace: tuple[Step, ...]
     names: tuple[str, ...]
     pauses: tuple[Pause, ...] = ()
+    stacks: Mapping[int, tuple[Place, ...]] = field(default_factory=dict)
+    made: Mapping[int, Place] = field(default_factory=dict)
+    births: Mapping[int, tuple[int, Place]] = field(default_factory=dict)
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        """The thread of every step: what a replay follows."""
+        return tuple(thread for thread, steps, _ in self.schedule for _ in range(steps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -500,6 +532,8 @@ class Race:
         together: whether both threads stood before their accesses at the same moment.
         published: whether the location was written just once and the reader saw what was written:
             a flag that is polled, or double-checked initialisation.
+        call: what replays it; empty if nothing does.
+        command: likewise at a shell's prompt, where the bodies are those of a test.
     """
 
     target: str
@@ -507,6 +541,8 @@ class Race:
     accesses: tuple[RacingAccess, RacingAccess]
     together: bool
     published: bool
+    call: str = ""
+    command: str | None = None
 
 
 Evidence = Failure | tuple[ThreadState, ...] | Leak | Interleaving | Race

@@ -28,6 +28,11 @@ MAY_IMPORT = {
     # the search loop of an exploration: what is tried next, shrunk, confirmed
     "exploring": {
         "errors", "interpreter", "records", "instrument", "execution", "scheduling", "detectors",
+        "suspecting",
+    },
+    # what executions make suspect, and the schedules that prove it
+    "suspecting": {
+        "errors", "interpreter", "records", "instrument", "execution", "scheduling", "detectors",
     },
     # judges: records only, not even each other
     "detectors": {"records", "detectors"},

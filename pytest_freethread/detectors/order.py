@@ -24,6 +24,7 @@ NOTHING: Final = 0
 
 LOCK_EFFECTS: Final[Mapping[str, int]] = {
     "acquire": ACQUIRE | RELEASE | TAKE,
+    "try": ACQUIRE | RELEASE | TAKE | BRIEFLY,
     "release": ACQUIRE | RELEASE | DROP,
     "wait": ACQUIRE | RELEASE | DROP,
     "wake up": ACQUIRE | RELEASE | TAKE | NOTIFY,

@@ -47,13 +47,14 @@ HOW: Final[Mapping[str, int]] = {
     "container read": WHOLE | ATOMIC,
     "container write": WHOLE | ATOMIC | WRITE,
     "iteration step": WHOLE,
+    "iterator write": WHOLE | WRITE,
 }
 """What an operation (by the names of `effects.OP_NAMES`) is to the judge.
 
-An item's operation that is a method's (`d.setdefault(k, v)`, `s.add(x)`, a site of kind `call`), or
-`in`, is `ATOMIC` besides; a subscript is as plain as an attribute. So is a step of an iterator in C
-that threads share, but for those that break when two threads are in it: a generator and
-`itertools.tee` lose the `ATOMIC` of their container write.
+An item's operation that is a method's (`d.setdefault(k, v)`, `s.add(x)`), or `in`, is `ATOMIC`
+besides; a subscript is as plain as an attribute. An "iterator write" is a step of an iterator that
+breaks when two threads are in it (a generator, `itertools.tee`); a step of any other iterator in C
+is a container write.
 """
 
 INTERNALLY_ORDERED: Final = frozenset(
@@ -75,12 +76,25 @@ def excused(one: Place, other: Place) -> bool:
 
 
 def finding(
-    race: Race, *, token: str | None = None, reproduced: tuple[int, int] | None = None
+    race: Race,
+    *,
+    token: str | None = None,
+    reproduced: tuple[int, int] | None = None,
+    strict: bool = True,
 ) -> Finding:
-    """A race as a finding: an error where an execution proves it and it is no publication."""
+    """A race as a finding.
+
+    Args:
+        race: what was found.
+        token: of the schedule that shows it.
+        reproduced: (k, n): k of n replays showed it again.
+        strict: whether it is an error: where an execution proves it, each time that its schedule
+            is followed, and it is no publication.
+    """
+    sure = reproduced is None or reproduced[0] == reproduced[1]
     return Finding(
         kind="race",
-        severity="error" if race.together and not race.published else "note",
+        severity="error" if strict and sure and race.together and not race.published else "note",
         message=f"data race on {race.target}",
         evidence=race,
         token=token,

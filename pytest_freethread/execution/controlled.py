@@ -15,11 +15,11 @@ from pytest_freethread.instrument import probes, shadows
 from pytest_freethread.instrument.swap import Instrumentation, instrumented
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
     from types import ModuleType, TracebackType
     from typing import Self
 
-    from pytest_freethread.execution.kernel import Chooser, Cleanup
+    from pytest_freethread.execution.kernel import Chooser, Cleanup, Hear
     from pytest_freethread.records import ControlledExecution
 
 __all__ = ["STOP", "Controlled"]
@@ -119,6 +119,8 @@ class Controlled:
         early_timeouts: int = 0,
         record: bool = False,
         fair: bool = True,
+        hear: Hear | None = None,
+        watched: Container[int] = (),
     ) -> ControlledExecution:
         """Run one execution.
 
@@ -135,6 +137,10 @@ class Controlled:
             early_timeouts: how many short timeouts may fire while others could go on, as a choice.
             record: whether to keep the trace, with values.
             fair: whether a thread that spins lets others go first. A replay follows its schedule.
+            hear: is told what happened (`records.Event`), a part at a time, in order; the last of
+                it before this returns.
+            watched: sites at which a recorded execution keeps the stacks; it also tells then where
+                objects were made.
 
         Raises:
             BaseException: what the chooser raised; `KeyboardInterrupt` and the like that came up
@@ -154,6 +160,8 @@ class Controlled:
             early_timeouts=early_timeouts,
             record=record,
             fair=fair,
+            hear=hear,
+            watched=watched,
         )
 
 

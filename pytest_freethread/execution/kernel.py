@@ -44,14 +44,15 @@ from pytest_freethread.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from pytest_freethread.execution.carriers import Carrier
-    from pytest_freethread.records import Outcome, Phase
+    from pytest_freethread.records import Event, Outcome, Phase
 
     Cleanup: TypeAlias = Callable[
         [frozenset[int]], Iterable[tuple[Phase, int | None, BaseException]]
     ]
+    Hear: TypeAlias = Callable[[list[Event]], object]
     Chooser: TypeAlias = Callable[[Sequence[int], int | None, Sequence[Pending | None]], int]
 
 STOP: Final = -1
@@ -69,6 +70,9 @@ _SHORT: Final = 0.1
 _COMPUTES: Final = 0.05
 """The share of its time from which on a thread computes; below it is blocked, and says nothing."""
 
+_MOST_EVENTS: Final = 50_000
+"""What is kept until the judges hear it."""
+
 _GRACE: Final = 0.04
 """Seconds in which any thread that is on its way through our own code comes to its end."""
 
@@ -83,6 +87,8 @@ class Unwound(BaseException):
 _NOBODY: Final = -1
 _WRITES: Final = tuple(bool(op & 1) for op in range(max(OP_NAMES) + 1))
 _BEGINNING: Final = Pending(None, None, False, -1)
+_LOCKS: Final = frozenset({Lock, RLock})
+_NO_OBJECT: Final = -1
 _PLAIN: Final = frozenset({str, int, bytes, bool, float, type(None)})
 _make: Final = tuple.__new__
 
@@ -141,6 +147,18 @@ class Kernel:
     pauses: list[Pause]
     left: dict[int, str | None]
     locations: dict[int, tuple[int, Any]]
+    watched: Container[int]
+    chains: dict[int, stacks.Chain]
+    births: dict[int, tuple[int, int]]
+    origins: dict[int, tuple[Any, stacks.Chain]]
+    # What judges hear. An object is kept, or watched for its end, so that none that comes later is
+    # taken for it: `numbers` and `kept` are by identity.
+    hear: Hear | None
+    log: Callable[[Event], None] | None
+    events: list[Event]
+    numbers: dict[int, int]
+    kept: dict[int, Any]
+    counted: int
 
     def __init__(
         self,
@@ -208,6 +226,10 @@ class Kernel:
             if site not in self.sites:
                 self.steps += 1
                 if self.steps < self.look or not self._look(me):
+                    log = self.log
+                    if log is not None:
+                        number = self.numbers.get(id(obj)) or self._number(obj)
+                        log((index, number, key, op, site))
                     return obj
                 self.steps -= 1  # it spins, and here is where others may go first
                 self.sites.add(site)
@@ -232,6 +254,10 @@ class Kernel:
         self.steps += 1
         if _WRITES[op]:
             self.progress = self.steps
+        log = self.log
+        if log is not None:
+            number = self.numbers.get(id(obj)) or self._number(obj)
+            log((index, number, key, op, site))
         if self.record:
             self._note(me, obj, key, OP_NAMES[op], _WRITES[op], site)
         return obj
@@ -249,6 +275,8 @@ class Kernel:
                 raise Unwound
             return obj
         if self.solo or get_ident() != self.running:
+            if self.watched:
+                self._meet(obj)
             return obj  # nobody else lives; or on its way into the control, or out of it
         return self.access(obj, key, op, site)
 
@@ -393,6 +421,8 @@ class Kernel:
         self.steps += 1
         if write:
             self.progress = self.steps
+        if self.log is not None:
+            self._tell_of(me, obj, what, site, patient=gate is not None and timeout is None)
         if self.record:
             self._note(me, obj, None, what, write, site)
         return not me.expired
@@ -548,6 +578,8 @@ class Kernel:
                 self._to_main(me)
             else:
                 self._stop(me, "livelock")
+        if len(self.events) >= _MOST_EVENTS:
+            self._tell()
         alone = min(steps - self.turn_began, steps - self.progress)
         self.changed()
         if self.fair and alone >= _LOOK:
@@ -561,7 +593,15 @@ class Kernel:
     # ----- bodies and the threads that they start ---
 
     def _begin(
-        self, count: int, choose: Chooser, max_steps: int, *, record: bool, fair: bool
+        self,
+        count: int,
+        choose: Chooser,
+        max_steps: int,
+        *,
+        record: bool,
+        fair: bool,
+        hear: Hear | None,
+        watched: Container[int],
     ) -> None:
         self.main = main = Task(count, _nothing)
         main.ident = self.main_ident
@@ -584,6 +624,16 @@ class Kernel:
         self.pauses = []
         self.left = {}
         self.locations = {}
+        self.watched = watched
+        self.chains = {}
+        self.births = {}
+        self.origins = {}
+        self.hear = hear
+        self.events = []
+        self.log = None if hear is None else self.events.append
+        self.numbers = {}
+        self.kept = {}
+        self.counted = 0
         self.tasks = [Task(index, _nothing) for index in range(count)]
         self.tasks.append(main)
         self.pending = [None] * (count + 1)
@@ -617,9 +667,19 @@ class Kernel:
         early_timeouts: int,
         record: bool,
         fair: bool,
+        hear: Hear | None,
+        watched: Container[int],
     ) -> ControlledExecution:
         """Run one execution; `Controlled.run` says how."""
-        self._begin(len(bodies), choose, max_steps, record=record, fair=fair)
+        self._begin(
+            len(bodies),
+            choose,
+            max_steps,
+            record=record,
+            fair=fair,
+            hear=hear,
+            watched=watched,
+        )
         self.early_timeouts = early_timeouts
         thrown: list[Thrown] = []
         holds: bool | None = None
@@ -664,6 +724,10 @@ class Kernel:
             for task in self.tasks:
                 task.body, task.context, task.error = _nothing, contextvars.Context(), None
                 task.objects.clear()
+            self._tell()
+            self.log = None
+            self.numbers = {}
+            self.kept = {}
         if self.failure is not None:
             raise self.failure
         return self._result(tuple(thrown), holds, waiting)
@@ -694,6 +758,8 @@ class Kernel:
             task.thread = carriers.thread_object(f"body-{index}", self.prototype)
             self._employ(task)
             newcomers.append(task)
+            if self.log is not None:
+                self.log((main.index, index, None, "fork", -1))
         self.live[:0] = newcomers
         self.waits_for_all = True
         self.changed()
@@ -708,6 +774,9 @@ class Kernel:
             first.give()
             self._await()
             self.waits_for_all = False
+        if self.log is not None:
+            for task in newcomers:
+                self.log((main.index, task.index, None, "joined", -1))
         self.running = _NOBODY
         self.task = main
         if self.live and self.outcome == "ended":
@@ -751,6 +820,7 @@ class Kernel:
     def start(self, me: Task, thread: threading.Thread) -> None:
         """See `shadows.Conductor`."""
         if self.solo:
+            me.site = me.at if me.at >= 0 else shadows.caller_site()
             me.at = -1
             self.solo = False
             self.live = [me]
@@ -761,9 +831,12 @@ class Kernel:
             self.step(me, thread, "start")
         task = Task(len(self.tasks), thread.run)
         task.thread = thread
+        self.births[task.index] = me.index, me.site
         self.tasks.append(task)
         self.pending.append(None)
         self._employ(task)
+        if self.log is not None:
+            self.log((me.index, task.index, None, "fork", me.site))
         self.live.append(task)
         self.changed()
         after, index = self.choose, me.index
@@ -1104,7 +1177,54 @@ class Kernel:
             names=tuple(
                 "" if task.thread is None else str(task.thread.name) for task in self.tasks
             ),
+            stacks={index: stacks.unchained(chain) for index, chain in self.chains.items()},
+            made={
+                number: place
+                for number, obj in self.locations.values()
+                if id(obj) in self.origins
+                and (place := stacks.made_at(self.origins[id(obj)][1])) is not None
+            },
+            births={task: (by, _place(site)) for task, (by, site) in self.births.items()},
         )
+
+    # ----- what judges hear ---
+
+    def _number(self, obj: Any) -> int:
+        """A number for an object that is heard of for the first time."""
+        identity = id(obj)
+        numbers, kept, log = self.numbers, self.kept, self.log
+        self.counted = number = numbers[identity] = self.counted + 1
+        if isinstance(obj, threading.local):  # every thread has its own
+            number = numbers[identity] = _NO_OBJECT
+
+        def end(_: object) -> None:
+            del numbers[identity], kept[identity]
+            if log is not None:
+                log((0, number, None, "gone", -1))
+
+        try:
+            kept[identity] = weakref.ref(obj, end)
+        except TypeError:
+            kept[identity] = obj
+        return number
+
+    def _tell_of(self, me: Task, obj: Any, what: str, site: int, *, patient: bool) -> None:
+        """Have a synchronisation heard, and what came of it."""
+        lock = type(obj) in _LOCKS
+        if what == "acquire":
+            free = obj.free(me) if lock else obj._value > 0  # noqa: SLF001 - as in `shadows`
+            what = "fail" if not free else what if patient or not lock else "try"
+        elif what == "get" and obj.real.empty():
+            what = "fail"
+        number = self.numbers.get(id(obj)) or self._number(obj)
+        self.log((me.index, number, lock, what, site))  # type: ignore[misc] # somebody listens
+
+    def _tell(self) -> None:
+        """Have the judges hear what happened since they heard last."""
+        if self.hear is not None:
+            events, self.events = self.events, []
+            self.log = self.events.append
+            self.hear(events)
 
     # ----- the trace ---
 
@@ -1113,6 +1233,10 @@ class Kernel:
     ) -> None:
         """Write a step down, and what the step before has left there."""
         self._fill_in()
+        if self.watched:
+            self._meet(obj)
+        if site in self.watched:
+            self.chains[len(self.trace)] = stacks.chain(sys._getframe(2))  # noqa: SLF001 - as below
         where = probes.SITES[site] if site >= 0 else None
         before = peek(obj, key, op)
         me.last = len(self.trace), obj, key, op
@@ -1131,6 +1255,11 @@ class Kernel:
                 held=tuple(self._location(lock) for lock in me.held),
             )
         )
+
+    def _meet(self, obj: Any) -> None:
+        """Note where an object is accessed first."""
+        if id(obj) not in self.origins:
+            self.origins[id(obj)] = obj, stacks.chain(sys._getframe(2), limit=12)  # noqa: SLF001 - as above
 
     def _note_pause(self, task: Task) -> None:
         gate = task.gate

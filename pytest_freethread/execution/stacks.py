@@ -21,7 +21,7 @@ import re
 import sys
 import threading
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_freethread.records import LockUse, Place, ThreadState
 
@@ -78,6 +78,44 @@ def callers(frame: FrameType | None, limit: int = 12) -> tuple[Place, ...]:
         kept.pop()  # how threads begin says nothing
     del kept[limit:]
     return tuple(place_of(f.f_code, _line(f)) for f in reversed(kept))
+
+
+Chain: TypeAlias = "list[tuple[CodeType, int]]"
+"""Frames as they were: (code, line), innermost first."""
+
+
+def chain(frame: FrameType | None, limit: int = 60) -> Chain:
+    """A frame and its callers, quickly; `unchained` makes places of them, at leisure."""
+    found: Chain = []
+    while frame is not None and len(found) < limit:
+        found.append((frame.f_code, _line(frame)))
+        frame = frame.f_back
+    return found
+
+
+def unchained(found: Chain) -> tuple[Place, ...]:
+    """The places of a chain, outermost first, without the harness's own."""
+    return tuple(
+        place_of(code, line)
+        for code, line in reversed(found)
+        if not is_ours(code.co_filename) and code.co_filename != threading.__file__
+    )
+
+
+_MAKING = ("__init__", "__post_init__", "__new__")
+
+
+def made_at(first: Chain) -> Place | None:
+    """Where an object was made, told from where it was accessed first: within its `__init__`.
+
+    Args:
+        first: the frames of its first access.
+    """
+    theirs = [each for each in first if not is_ours(each[0].co_filename)]
+    for index, (code, line) in enumerate(theirs):
+        if code.co_name not in _MAKING:
+            return place_of(code, line) if index else None
+    return None
 
 
 def without_our_frames(trace: TracebackType | None) -> TracebackType | None:

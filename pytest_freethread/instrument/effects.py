@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 from array import array
 from collections import OrderedDict, defaultdict, deque
-from types import MappingProxyType, WrapperDescriptorType
+from itertools import tee
+from types import GeneratorType, MappingProxyType, WrapperDescriptorType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ WHOLE_WRITE: Final = 5
 CELL_READ: Final = 6
 CELL_WRITE: Final = 7
 STEP: Final = 8
+RESUME: Final = 9
 ROUTE: Final = 10
 
 OP_NAMES: Final = {
@@ -37,6 +39,7 @@ OP_NAMES: Final = {
     CELL_READ: "cell read",
     CELL_WRITE: "cell write",
     STEP: "iteration step",
+    RESUME: "iterator write",
     ROUTE: "synchronisation",
 }
 
@@ -137,6 +140,10 @@ ITERATORS: Final = frozenset(
     | {type(reversed(empty)) for empty in _EMPTY}
 )
 """Types whose instances walk over a container; `gc.get_referents` names it."""
+
+FRAGILE: Final = frozenset({GeneratorType, type(tee(())[0])})
+"""Types of iterators that break where two threads are in them at once; the steps of others in C
+are atomic."""
 
 _INDIRECT = {"__len__": SHOWN_READ, "__iter__": STEP, "__contains__": SHOWN_READ}
 _SHOWING: Final[Mapping[type, Mapping[str, int]]] = {

@@ -41,12 +41,14 @@ from pytest_freethread.instrument.effects import (
     CELL_READ,
     CELL_WRITE,
     DEFAULT_READ,
+    FRAGILE,
     INDEX_READ,
     INDEX_WRITE,
     ITEM_READ,
     ITEM_WRITE,
     ITERATORS,
     NOTHING,
+    RESUME,
     ROUTE,
     SHOWN_ITEM_READ,
     SHOWN_READ,
@@ -92,6 +94,12 @@ class Site:
 
 SITES: Final[list[Site]] = []
 """All sites of this process; probes carry indices into it, which stay valid."""
+
+
+def is_call(site: int) -> bool:
+    """Whether what happens at a site is one call of a method: `d.get(k)`, `k in d`; not `d[k]`."""
+    where = SITES[site]
+    return where.kind == "call" or where.name == "__contains__"
 
 
 class Sink(Protocol):
@@ -568,7 +576,7 @@ def resumed(token: generator, site: int, sent: Any) -> Any:
     """
     access = _access
     if access is not None:
-        access(token, None, WHOLE_WRITE, site)
+        access(token, None, RESUME, site)
     return sent
 
 
@@ -770,7 +778,7 @@ def argument(function: Any, name: str, site: int, obj: Any) -> Any:
 def _step(access: _Access, obj: Any, site: int) -> Any:
     """A step of an iterator in C moves it on, and reads the container that it walks over."""
     if _effect("__next__", obj) == WHOLE_WRITE and not _runs_probed(obj):
-        access(obj, None, WHOLE_WRITE, site)
+        access(obj, None, RESUME if type(obj) in FRAGILE else WHOLE_WRITE, site)
         owner = _owner(obj)
         if owner is not None and owner is not obj:
             access(owner, None, STEP, site)

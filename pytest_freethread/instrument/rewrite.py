@@ -1047,7 +1047,8 @@ class _Rewriter(_Visitor):
         for number, (operation, operand) in enumerate(zip(node.ops, node.comparators, strict=True)):
             visited = self._expression(operand)
             if isinstance(operation, announced) and not isinstance(operand, fresh):
-                site: ast.expr = self._site(node, "read")
+                name = "__contains__" if probe is probes.contains else "__eq__"
+                site: ast.expr = self._site(node, "read", name)
                 site = _keep(temporary, site) if temporary else site
                 visited = _call(probe, visited, key, site, like=operand)
             node.comparators[number] = visited

@@ -30,6 +30,11 @@ def lines(finding: Finding, race: Race) -> Iterator[str]:
     if finding.reproduced is not None:
         yield ""
         yield "reproduced {}/{}".format(*finding.reproduced)
+    again = [how for how in (race.command, race.call) if how]
+    if again:
+        yield ""
+    for index, how in enumerate(again):
+        yield f"{'' if index else 'Again:':<8}{how}"
 
 
 def _cells(access: RacingAccess) -> tuple[str, ...]:

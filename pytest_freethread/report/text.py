@@ -6,8 +6,8 @@ import textwrap
 import traceback
 from typing import TYPE_CHECKING
 
-from pytest_freethread.records import Failure, Finding, Interleaving, Leak, Verdict
-from pytest_freethread.report import interleaving, layout
+from pytest_freethread.records import Failure, Finding, Interleaving, Leak, Race, Verdict
+from pytest_freethread.report import interleaving, layout, races
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,6 +47,8 @@ def block(finding: Finding, *, full: bool = False) -> list[str]:
         case Interleaving() as shown:
             lines[:1] = textwrap.wrap(head, _WIDTH, subsequent_indent="  ", break_long_words=False)
             lines += layout.indented(interleaving.lines(finding, shown, full=full))
+        case Race() as race:
+            lines += layout.indented(races.lines(finding, race))
         case tuple() as states:
             lines += layout.indented(_threads(states, deadlock=finding.kind == "deadlock"))
     return lines

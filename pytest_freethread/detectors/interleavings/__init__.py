@@ -131,7 +131,7 @@ def finding(
         ),
         failure=symptom.failure,
         broken="The invariant returned False." if violation and not symptom.failure else None,
-        call=f'replay("{token}", {_arguments(names)}, ...)',
+        call=call(token, names),
         violation=violation,
         repair=repair,
     )
@@ -143,6 +143,17 @@ def finding(
         token=token,
         reproduced=reproduced,
     )
+
+
+def call(token: str, names: tuple[str, ...], more: str = "") -> str:
+    """What replays a schedule.
+
+    Args:
+        token: of the schedule.
+        names: of the bodies.
+        more: another argument.
+    """
+    return f'replay("{token}", {_arguments(names)}{f", {more}" if more else ""}, ...)'
 
 
 def _arguments(names: tuple[str, ...]) -> str:

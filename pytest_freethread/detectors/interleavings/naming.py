@@ -137,7 +137,7 @@ def is_assignment(source: str) -> bool:
 def kind_of(step: Step) -> str:
     """Whether a step is about an `attribute`, `item`, `global`, `cell`, `container`, or nothing."""
     first, _, rest = step.op.partition(" ")
-    if first == "iteration":
+    if first in {"iteration", "iterator"}:
         return "container"
     known = {"attribute", "item", "global", "cell", "container"}
     return first if rest and first in known else ""

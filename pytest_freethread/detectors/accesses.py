@@ -1,0 +1,94 @@
+"""Two accesses that clash, as a reader of the code sees them: names, locks, stacks, births."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pytest_freethread.detectors.interleavings import naming
+from pytest_freethread.detectors.races import ATOMIC, WHOLE, WRITE
+from pytest_freethread.records import LockUse, Place, Race, RacingAccess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pytest_freethread.detectors.races import Clash, Touch
+    from pytest_freethread.records import ControlledExecution
+
+
+def race(
+    clash: Clash,
+    execution: ControlledExecution,
+    steps: Sequence[int],
+    names: tuple[str, ...],
+    call: str,
+) -> Race:
+    """A clash with its evidence.
+
+    Args:
+        clash: what the judge of races found.
+        execution: the recorded one in which it did.
+        steps: by the number of an event, the index of its step in the trace.
+        names: of the bodies.
+        call: what replays it.
+    """
+    trace = execution.trace
+    targets = naming.targets(trace)
+    objects = {step.location: target for step, target in zip(trace, targets, strict=True)}
+    called = names + execution.names[len(names) :]
+    earlier, later = (steps[touch.event] for touch in (clash.earlier, clash.later))
+    target = targets[later]
+    if clash.key is None and naming.kind_of(trace[later]) == "item":
+        target = targets[earlier] if naming.kind_of(trace[earlier]) == "container" else target
+
+    def access(touch: Touch, index: int) -> RacingAccess:
+        step = trace[index]
+        source = naming.shown(step, alone=True)
+        by, where = execution.births.get(step.thread, (None, None))
+        return RacingAccess(
+            thread=step.thread,
+            name=called[step.thread],
+            action=_action(touch),
+            place=Place(
+                file=step.place.file,
+                line=step.place.line,
+                function=step.place.function,
+                source=source,
+            ),
+            holds=tuple(_holds(execution, index, objects)),
+            stack=execution.stacks.get(index, ()),
+            started_by=None if by is None else called[by],
+            started_at=where,
+        )
+
+    return Race(
+        target=target,
+        made=execution.made.get(trace[later].location),
+        accesses=(access(clash.earlier, earlier), access(clash.later, later)),
+        together=clash.together,
+        published=clash.published,
+        call=call,
+    )
+
+
+def _action(touch: Touch) -> Literal["read", "wrote", "walked over"]:
+    if touch.how & WRITE:
+        return "wrote"
+    return "walked over" if touch.how & (WHOLE | ATOMIC) == WHOLE else "read"
+
+
+def _holds(
+    execution: ControlledExecution, index: int, objects: dict[int, str]
+) -> Iterator[LockUse]:
+    """The locks that were held at a step, with the places where they were taken."""
+    trace = execution.trace
+    for lock in trace[index].held:
+        taken = next(
+            (
+                trace[i]
+                for i in range(index - 1, -1, -1)
+                if trace[i].location == lock and trace[i].op in {"acquire", "wake up"}
+            ),
+            None,
+        )
+        if taken is not None:
+            yield LockUse(name=objects[lock], identity=lock, place=taken.place)

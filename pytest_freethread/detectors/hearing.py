@@ -1,0 +1,97 @@
+"""Where the judges of orders hear an execution: its events, in their terms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from pytest_freethread.detectors.order import ACQUIRE, EFFECTS, LOCK_EFFECTS
+from pytest_freethread.detectors.races import ATOMIC, HOW, ITEM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    from pytest_freethread.records import Event
+
+_SYNCHRONISATIONS: Final[Mapping[tuple[bool, str], int]] = {
+    **{(True, name): effect for name, effect in LOCK_EFFECTS.items()},
+    **{(False, name): effect for name, effect in EFFECTS.items()},
+    **{(lock, "fail"): ACQUIRE for lock in (False, True)},
+}
+
+
+class Judge(Protocol):
+    """Hears one execution, step by step; see `order.Order`."""
+
+    def synchronise(self, thread: int, obj: int, effect: int, site: int = -1) -> None:
+        """A step that is no access."""
+
+    def access(self, thread: int, obj: int, key: Hashable, how: int, site: int) -> object:
+        """A step that is one."""
+
+    def fork(self, parent: int, child: int) -> None:
+        """A thread starts."""
+
+    def join(self, waiting: int, ended: int) -> None:
+        """A thread goes on after the end of another one."""
+
+    def forget(self, obj: int) -> None:
+        """An object is gone."""
+
+
+class Hearing:
+    """Tells judges what happens in one execution.
+
+    Args:
+        judges: who hear all of it.
+        operations: by number, the names of the operations of accesses (`effects.OP_NAMES`).
+        atomic: whether an item's operation at a site is one call of a method in C.
+
+    Attributes:
+        steps: by the number of an event, as the judges count them, the index of the step among
+            those of the execution's threads; -1 for what is none.
+    """
+
+    def __init__(
+        self,
+        judges: Sequence[Judge],
+        operations: Mapping[int, str],
+        atomic: Callable[[int], bool],
+    ) -> None:
+        self.steps = [-1]
+        self._judges = judges
+        self._how = [HOW.get(operations.get(op, ""), 0) for op in range(max(operations) + 1)]
+        self._atomic = atomic
+        self._made = 0
+
+    def hear(self, events: Sequence[Event]) -> None:
+        """The next part of the execution."""
+        for judge in self._judges:
+            self._tell(judge, events)
+        for _, obj, _, op, _ in events:
+            if obj < 0 or op == "gone":
+                self._made += obj < 0
+            elif op in {"fork", "joined"}:
+                self.steps.append(-1)
+            else:
+                self.steps.append(self._made)
+                self._made += 1
+
+    def _tell(self, judge: Judge, events: Sequence[Event]) -> None:
+        how_of, atomic = self._how, self._atomic
+        access, synchronise = judge.access, judge.synchronise
+        for thread, obj, key, op, site in events:
+            if obj < 0:
+                continue
+            if isinstance(op, int):
+                how = how_of[op]
+                if how & ITEM and atomic(site):
+                    how |= ATOMIC
+                access(thread, obj, key, how, site)
+            elif op == "fork":
+                judge.fork(thread, obj)
+            elif op == "joined":
+                judge.join(thread, obj)
+            elif op == "gone":
+                judge.forget(obj)
+            else:
+                synchronise(thread, obj, _SYNCHRONISATIONS[key, op], site)
