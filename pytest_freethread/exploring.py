@@ -212,15 +212,19 @@ def search(
                 scheduler = make(strategy, seed=seed, preemptions=preemptions)
                 learning += count
                 count = 0
+        complete = exhausted and preemptions is None and not (explorer.outside or diverged)
+        if finding is None and suspicions is not None and not complete:
+            for execution in suspicions.steered(explorer):
+                learning += 1
+                symptom = explorer.symptom(execution)
+                if symptom is not None:
+                    found = learning + count, "steering", interpreter.monotonic() - began
+                    finding = explorer.report(symptom, execution, found)
+                    break
         suspected = [] if suspicions is None else suspicions.findings(explorer, _lines(finding))
     unprobed = {name for name, _ in explorer.left_out}
     blind = any(scope.path(body) in unprobed for body in program.bodies)
-    complete = (
-        exhausted
-        and preemptions is None
-        and bool(steps)
-        and not (explorer.outside or diverged or blind)
-    )
+    complete = complete and bool(steps) and not blind
     return Search(
         failure=finding,
         suspected=tuple(suspected),
@@ -237,13 +241,22 @@ def search(
     )
 
 
-def follow(program: Program, token: str, *, deadline: float) -> tuple[Finding | None, str | None]:
+def follow(
+    program: Program, token: str, *, races: str, deadline: float
+) -> tuple[tuple[Finding, ...], str | None]:
     """Run the schedule of a token.
+
+    Args:
+        program: what to run.
+        token: of the schedule.
+        races: whether a race is an `error`, a `note`, or not looked for (`off`).
+        deadline: seconds after which a thread that does not come back is given up.
 
     Returns:
         What it shows, and how it diverged from what the token says, if it did.
     """
     choices = decode(token)
+    suspected: list[Finding] = []
     with _explorer(program, learn=False, deadline=deadline) as explorer:
         try:
             # What is shared by way of a computed name is known only once it was stored.
@@ -251,11 +264,15 @@ def follow(program: Program, token: str, *, deadline: float) -> tuple[Finding | 
                 explorer.replay(choices)
             execution = explorer.replay(choices, record=True)
         except Diverged as drift:
-            return None, str(drift)
+            return (), str(drift)
         symptom = explorer.symptom(execution)
-    if symptom is None:
-        return None, None
-    return explorer.finding(symptom, execution, (1, "replay", 0.0), (1, 1)), None
+        failure = None
+        if symptom is not None:
+            failure = explorer.finding(symptom, execution, (1, "replay", 0.0), (1, 1))
+        suspicions = _suspicions(program, races)
+        if suspicions is not None:
+            suspected = suspicions.shown_by(choices, explorer, _lines(failure))
+    return (*([] if failure is None else [failure]), *suspected), None
 
 
 @dataclass(kw_only=True)

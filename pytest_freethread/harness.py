@@ -137,7 +137,8 @@ def explore(
         preemptions: how many switches away from a thread that could go on a schedule may have;
             None: any number. A search with a bound is never exhaustive.
         seed: where randomness starts; the same seed gives the same schedules. 0 unless told.
-        races: `error`, `note` or `off`; all the same as long as nothing judges races.
+        races: what the judges of all executions find, without anything having failed: data races
+            and torn updates. `error`: they fail; `note`: they are shown; `off`: nobody looks.
         include: names of modules and packages that get probes besides the bodies' own modules and
             those below the working directory.
         deadline: seconds of real time after which a thread that does not come back from something
@@ -168,6 +169,7 @@ def replay(
     setup: Callable[[], object] | None = None,
     invariant: Callable[..., object] | None = None,
     threads: int | None = None,
+    races: str = "note",
     include: Sequence[str] = (),
 ) -> Result:
     """Run the one schedule that a token stands for, with the arguments that `explore` had.
@@ -178,7 +180,9 @@ def replay(
     Raises:
         SettingError: an argument means nothing, or the token is none.
     """
-    return follow(token, _program("replay", bodies, setup, invariant, threads, include))
+    settings.races(races, f"replay(races={races!r})")
+    program = _program("replay", bodies, setup, invariant, threads, include)
+    return follow(token, program, races=races)
 
 
 def search(
@@ -259,7 +263,7 @@ def doubt(found: exploring.Search) -> str | None:
     return None if found.steps else "no step was seen: nothing that ran has probes"
 
 
-def follow(token: str, program: exploring.Program) -> Result:
+def follow(token: str, program: exploring.Program, *, races: str) -> Result:
     """Run the one schedule of a token, and say what it shows; see `replay`.
 
     Raises:
@@ -269,13 +273,13 @@ def follow(token: str, program: exploring.Program) -> Result:
     from pytest_freethread import exploring  # noqa: PLC0415 - see above
 
     began = interpreter.monotonic()
-    finding, drift = exploring.follow(program, token, deadline=30.0)
+    findings, drift = exploring.follow(program, token, races=races, deadline=30.0)
     scope = f"replay of {token}"
     if drift is not None:
         verdict, scope = Verdict.INCONCLUSIVE, f"{scope} diverged at {drift}"
     else:
-        verdict = Verdict.PASSED if finding is None else Verdict.FAILED
-    findings = () if finding is None else (finding,)
+        failed = any(finding.severity == "error" for finding in findings)
+        verdict = Verdict.FAILED if failed else Verdict.PASSED
     return Result(
         verdict=verdict,
         findings=findings,

@@ -13,16 +13,20 @@ from pytest_freethread import interpreter
 from pytest_freethread.detectors import accesses, interleavings, races
 from pytest_freethread.detectors.atomicity import Atomicity
 from pytest_freethread.detectors.hearing import Hearing
+from pytest_freethread.detectors.lock_order import LockOrder
+from pytest_freethread.detectors.prediction import Trace
 from pytest_freethread.detectors.races import Races
 from pytest_freethread.instrument.effects import OP_NAMES
 from pytest_freethread.instrument.probes import SITES, is_call
 from pytest_freethread.records import Place, Race
-from pytest_freethread.scheduling import encode
+from pytest_freethread.scheduling import Directed, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from collections.abc import Set as AbstractSet
 
+    from pytest_freethread.detectors.lock_order import Cycle
+    from pytest_freethread.execution.kernel import Chooser, Hear
     from pytest_freethread.records import ControlledExecution, Event, Finding
 
 CONFIRMATIONS: Final = 10
@@ -31,6 +35,15 @@ CONFIRMATIONS: Final = 10
 _CONFIRMING: Final = 5.0
 """Seconds in which suspicions are confirmed that often; what is left then is run again once."""
 
+_STEERING: Final = 1.0
+"""Seconds in which executions are steered to what is foreseen."""
+
+_TRIES: Final = 10
+"""How often chance is told to go somewhere."""
+
+_FORESEEABLE: Final = 20_000
+"""Steps of an execution beyond which nothing is foreseen: all of its trace is kept for that."""
+
 Choices = tuple[int, ...]
 Line = tuple[str, int]
 Pair = tuple[int, int]
@@ -38,28 +51,62 @@ Sites = tuple[int, int, int]
 
 
 class Follower(Protocol):
-    """Follows schedules of the program under test."""
+    """Runs the program under test."""
+
+    def run(
+        self, choose: Chooser, *, early_timeouts: int = 0, hear: Hear | None = None
+    ) -> ControlledExecution:
+        """Run whatever schedule the chooser chooses."""
 
     def follow(
         self,
         choices: Choices,
         *,
         record: bool = False,
-        hear: Callable[[list[Event]], object] | None = None,
+        hear: Hear | None = None,
         watched: AbstractSet[int] = frozenset(),
     ) -> ControlledExecution | None:
-        """Run a schedule; None if it cannot be followed to its end."""
+        """Run a schedule, and go on with whoever runs; None if a choice cannot be made."""
 
 
 class _Bench:
-    """The judges of one execution."""
+    """The judges of what an execution shows.
 
-    def __init__(self, threads: int, settled: AbstractSet[Pair] = frozenset()) -> None:
-        self.races = Races(threads, settled)
-        self.atomicity = Atomicity(threads)
-        judges = self.races, self.atomicity
-        self.hearing = Hearing(judges, OP_NAMES, is_call)
-        self.hear = self.hearing.hear
+    Args:
+        threads: how many there are from the beginning.
+        proven: the sites of races that are proven, and not to be heard of again.
+        seen: the sites of what was torn, likewise.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        proven: AbstractSet[Pair] = frozenset(),
+        seen: AbstractSet[Sites] = frozenset(),
+    ) -> None:
+        self.races = Races(threads, proven)
+        self.atomicity = Atomicity(threads, seen)
+        self._hearing = Hearing((self.races, self.atomicity), OP_NAMES, is_call)
+        self.hear = self._hearing.hear
+        self.steps = self._hearing.steps
+
+
+class _Oracle:
+    """The judges of what other executions may show."""
+
+    def __init__(self, threads: int) -> None:
+        self.lock_order = LockOrder(threads)
+        self.trace = Trace(threads)
+        self._hearing = Hearing((self.lock_order, self.trace), OP_NAMES, is_call)
+        self.hear = self._hearing.hear
+        self.steps = self._hearing.steps
+
+    def leading_to(self, events: Iterable[int]) -> Choices | None:
+        """The schedule that brings threads before some events, if the trace tells of one."""
+        found = self.trace.leading_to(*events)
+        if found is None:
+            return None
+        return tuple(thread for event, thread in found if self.steps[event] >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +134,11 @@ class Suspicions:
         self._heard: set[int] = set()
         self._events: list[Event] = []
         self._bench: _Bench | None = None
+        self._longest = 0
         self._races: dict[Pair, _Suspect] = {}
-        self._torn: dict[Sites, _Suspect] = {}
-        self._settled: set[Pair] = set()
+        self._proven: set[Pair] = set()
+        self._torn: dict[Sites, Choices] = {}
+        self._cycles: list[tuple[Choices, Cycle]] = []
 
     # ----- while the search goes on ---
 
@@ -99,7 +148,7 @@ class Suspicions:
             self._events = events
             return
         if self._bench is None:
-            self._bench = _Bench(self._threads, self._settled)
+            self._bench = self._judges()
             self._bench.hear(self._events)
         self._bench.hear(events)
 
@@ -107,21 +156,76 @@ class Suspicions:
         """The execution that was heard is over."""
         bench, events = self._bench, self._events
         self._bench, self._events = None, []
+        self._longest = max(self._longest, execution.steps)
         if bench is None:
             identity = hash(tuple(events))
             if identity in self._heard:
                 return
             self._heard.add(identity)
-            bench = _Bench(self._threads, self._settled)
+            bench = self._judges()
             bench.hear(events)
         for pair, clash in bench.races.clashes.items():
             known = self._races.get(pair)
             if known is None or (clash.proven and not known.proven):
                 self._races[pair] = _Suspect(choices=execution.threads, proven=clash.proven)
             if clash.proven:
-                self._settled.add(pair)
-        for sites in bench.atomicity.seen - self._torn.keys():
-            self._torn[sites] = _Suspect(choices=execution.threads, proven=True)
+                self._proven.add(pair)
+        for sites in bench.atomicity.torn:
+            self._torn[sites] = execution.threads
+
+    def _judges(self) -> _Bench:
+        return _Bench(self._threads, self._proven, self._torn.keys())
+
+    # ----- what the search did not come to ---
+
+    def steered(self, follower: Follower) -> Iterator[ControlledExecution]:
+        """Executions on the way to what is foreseen; whoever asks looks whether they fail.
+
+        Foreseen is what plain schedules tell of others: cycles of locks, and races. Where the trace
+        tells of a schedule that is sure to come there, that one is followed; after that, chance is
+        told where to go.
+        """
+        until = interpreter.monotonic() + _STEERING
+        if self._longest > _FORESEEABLE:
+            return
+        said: set[frozenset[object]] = set()
+        for first in range(len(self._names)):
+            oracle = _Oracle(self._threads)
+            plain = follower.follow((first,) if first else (), hear=oracle.hear)
+            if plain is None or plain.outcome != "ended":
+                continue
+            for cycle in oracle.lock_order.cycles(_ALL_ALIKE, said):
+                self._cycles.append((plain.threads, cycle))
+                way = oracle.leading_to(edge.event for edge in cycle)
+                for execution in self._towards(follower, way, {edge.site for edge in cycle}):
+                    if execution.outcome == "deadlock":
+                        self._cycles.pop()
+                    yield execution
+                    if interpreter.monotonic() > until:
+                        return
+            for pair in oracle.trace.races():
+                one, other = sorted(map(oracle.trace.site, pair))
+                if (one, other) in self._proven:
+                    continue
+                for execution in self._towards(follower, oracle.leading_to(pair), {one, other}):
+                    yield execution
+                    if (one, other) in self._proven:
+                        break
+                    if interpreter.monotonic() > until:
+                        return
+
+    def _towards(
+        self, follower: Follower, way: Choices | None, sites: AbstractSet[int]
+    ) -> Iterator[ControlledExecution]:
+        """The execution that goes a known way, then such as are drawn to some sites."""
+        known = None if way is None else follower.follow(way, hear=self.hear)
+        if known is not None:
+            self.consider(known)
+            yield known
+        for seed in range(_TRIES):
+            drawn = follower.run(Directed(sites, seed).choose, early_timeouts=0, hear=self.hear)
+            self.consider(drawn)
+            yield drawn
 
     # ----- when it is over ---
 
@@ -136,30 +240,42 @@ class Suspicions:
         if self._races:
             self._try_plain_schedules(follower)
         schedules: dict[Choices, set[Pair]] = {}
-        for pair, suspect in self._races.items():
-            if not races.excused(*map(_place, pair)):
-                schedules.setdefault(suspect.choices, set()).add(pair)
+        for pair in _of_interest(self._races):
+            schedules.setdefault(self._races[pair].choices, set()).add(pair)
         found: list[Finding] = []
         for choices, pairs in sorted(schedules.items(), key=lambda each: len(each[0])):
             times = CONFIRMATIONS if interpreter.monotonic() < until else 1
             found += self._confirmed(follower, choices, pairs, times)
         found.sort(key=lambda finding: finding.severity != "error")
+        found = list(_one_for_two_lines(found, told))
+        return found + [
+            finding for each in self._cycles for finding in self._inverted(follower, *each)
+        ]
+
+    def shown_by(
+        self, choices: Choices, follower: Follower, told: AbstractSet[Line]
+    ) -> list[Finding]:
+        """What one schedule shows; the arguments are those of `findings`."""
+        bench = _Bench(self._threads)
+        follower.follow(choices, hear=bench.hear)
+        pairs = {pair for pair, clash in bench.races.clashes.items() if clash.proven}
+        found = self._confirmed(follower, choices, _of_interest(pairs), CONFIRMATIONS)
         return list(_one_for_two_lines(found, told))
 
     def _try_plain_schedules(self, follower: Follower) -> None:
         """Races mostly show where the threads just run one after the other: so they read best."""
-        for thread in range(len(self._names)):
+        for first in range(len(self._names)):
             bench = _Bench(self._threads)
-            execution = follower.follow((thread,) if thread else (), hear=bench.hear)
+            execution = follower.follow((first,) if first else (), hear=bench.hear)
             if execution is None:
                 continue
             for pair, clash in bench.races.clashes.items():
                 known = self._races.get(pair)
-                if clash.proven and (known is None or thread == 0 or not known.proven):
+                if clash.proven and (known is None or first == 0 or not known.proven):
                     self._races[pair] = _Suspect(choices=execution.threads, proven=True)
 
     def _confirmed(
-        self, follower: Follower, choices: Choices, pairs: set[Pair], times: int
+        self, follower: Follower, choices: Choices, pairs: AbstractSet[Pair], times: int
     ) -> Iterator[Finding]:
         """The races of one schedule."""
         bench = _Bench(self._threads)
@@ -174,12 +290,33 @@ class Suspicions:
             for pair in shown.keys() & again.races.clashes.keys():
                 shown[pair] += 1
         token = encode(choices)
+        call = interleavings.call(token, self._names, 'races="error"' if self._strict else "")
         for pair, count in shown.items():
-            call = interleavings.call(token, self._names, 'races="error"' if self._strict else "")
-            race = accesses.race(
-                bench.races.clashes[pair], execution, bench.hearing.steps, self._names, call
-            )
+            clash = bench.races.clashes[pair]
+            race = accesses.race(clash, execution, bench.steps, self._names, call)
             yield races.finding(race, token=token, reproduced=(count, times), strict=self._strict)
+
+    def _inverted(self, follower: Follower, choices: Choices, cycle: Cycle) -> Iterator[Finding]:
+        """A cycle of locks that no execution came to."""
+        oracle = _Oracle(self._threads)
+        execution = follower.follow(choices, record=True, hear=oracle.hear)
+        if execution is not None:
+            yield accesses.inversion(cycle, execution, oracle.steps, self._names)
+
+
+class _AllAlike(dict[int, object]):
+    """The same class for each lock: by number, those of other executions cannot be told apart."""
+
+    def get(self, _lock: int, _default: object = None) -> object:
+        return None
+
+
+_ALL_ALIKE: Final = _AllAlike()
+
+
+def _of_interest(pairs: Iterable[Pair]) -> set[Pair]:
+    """Without what is the standard library's own business."""
+    return {pair for pair in pairs if not races.excused(*map(_place, pair))}
 
 
 def _one_for_two_lines(found: Iterable[Finding], told: AbstractSet[Line]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Two accesses that clash, as a reader of the code sees them: names, locks, stacks, births."""
+"""What judges found in numbers, as a reader of the code sees it: names, locks, stacks, births."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_freethread.detectors.interleavings import naming
 from pytest_freethread.detectors.races import ATOMIC, WHOLE, WRITE
-from pytest_freethread.records import LockUse, Place, Race, RacingAccess
+from pytest_freethread.records import (
+    Finding,
+    LockUse,
+    Place,
+    Race,
+    RacingAccess,
+    ThreadState,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pytest_freethread.detectors.lock_order import Cycle
     from pytest_freethread.detectors.races import Clash, Touch
     from pytest_freethread.records import ControlledExecution
 
@@ -92,3 +100,38 @@ def _holds(
         )
         if taken is not None:
             yield LockUse(name=objects[lock], identity=lock, place=taken.place)
+
+
+def inversion(
+    cycle: Cycle, execution: ControlledExecution, steps: Sequence[int], names: tuple[str, ...]
+) -> Finding:
+    """A cycle of locks that is possible as far as the trace tells, and was not made to happen.
+
+    The arguments are those of `race`.
+    """
+    trace = execution.trace
+    targets = naming.targets(trace)
+    objects = {step.location: target for step, target in zip(trace, targets, strict=True)}
+    called = names + execution.names[len(names) :]
+    states = []
+    for edge in cycle:
+        index = steps[edge.event]
+        step = trace[index]
+        states.append(
+            ThreadState(
+                thread=step.thread,
+                name=called[step.thread],
+                stack=(),
+                waits_for=LockUse(
+                    name=objects[step.location], identity=step.location, place=step.place
+                ),
+                holds=tuple(_holds(execution, index, objects)),
+            )
+        )
+    locks = sorted({use.name for s in states if (use := s.waits_for) is not None})
+    return Finding(
+        kind="lock-order",
+        severity="note",
+        message=f"{' and '.join(locks)} are taken in opposite orders: predicted, not reproduced",
+        evidence=tuple(states),
+    )

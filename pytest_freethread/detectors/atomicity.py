@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from pytest_freethread.detectors.order import TAKE, Order
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Container, Hashable, Iterator, Sequence
 
     from pytest_freethread.records import Place
 
@@ -96,12 +96,16 @@ class Atomicity(Order):
 
     Args:
         threads: how many there are from the beginning.
-        seen: the sites of what was found already; it is added to.
+        settled: the sites of what nobody wants to hear any more.
+
+    Attributes:
+        torn: by its sites, the first of what was torn.
     """
 
-    def __init__(self, threads: int, seen: set[tuple[int, int, int]] | None = None) -> None:
+    def __init__(self, threads: int, settled: Container[tuple[int, int, int]] = ()) -> None:
         super().__init__(threads)
-        self.seen = set() if seen is None else seen
+        self.settled = settled
+        self.torn: dict[tuple[int, int, int], Torn] = {}
         self._locations: dict[int, dict[Hashable, _Location]] = {}
         self._since: dict[tuple[int, int], int] = {}
 
@@ -163,9 +167,9 @@ class Atomicity(Order):
         if change is None or change.event < look.event or change.thread == thread:
             return ()
         torn = Torn(obj, key, look, change, act, seen=True)
-        if torn.sites in self.seen:
+        if torn.sites in self.torn or torn.sites in self.settled:
             return ()
-        self.seen.add(torn.sites)
+        self.torn[torn.sites] = torn
         return (torn,)
 
     def predictions(self) -> Iterator[Torn]:
@@ -181,5 +185,6 @@ class Atomicity(Order):
                         torn = Torn(obj, key, look, change, act, seen=False)
                         locks = {lock for lock, _ in change.held}
                         free = change.thread != act.thread and not locks & throughout
-                        if free and torn.sites not in self.seen:
+                        known = torn.sites in self.torn or torn.sites in self.settled
+                        if free and not known:
                             yield torn

@@ -68,6 +68,7 @@ class Trace:
         self._started: list[int] = [_NONE] * threads
         self._thread = [-1]
         self._place = [-1]
+        self._site = [-1]
         self._sees: list[tuple[int, ...]] = [()]
         # By step that takes a lock: the lock, and the step that let go of it.
         self._takes: dict[int, int] = {}
@@ -80,8 +81,9 @@ class Trace:
 
     # ----- what happened ---
 
-    def _add(self, thread: int, *sees: int) -> int:
+    def _add(self, thread: int, site: int, *sees: int) -> int:
         step = len(self._thread)
+        self._site.append(site)
         self._thread.append(thread)
         self._place.append(len(self._steps[thread]))
         self._sees.append(sees)
@@ -90,19 +92,18 @@ class Trace:
 
     def synchronise(self, thread: int, obj: int, effect: int, site: int = -1) -> None:
         """See `order.Order.synchronise`."""
-        del site
         sees = self._notified.get(obj, _NONE) if effect & NOTIFY else _NONE
         if effect & TAKE:
             # It sees no section before its own: none of them needs to be there.
-            step = self._taken[obj] = self._add(thread, sees)
+            step = self._taken[obj] = self._add(thread, site, sees)
             self._takes[step] = obj
         elif effect & DROP:
             taken = self._taken.pop(obj, _NONE)
-            step = self._drops[taken] = self._add(thread, taken)
+            step = self._drops[taken] = self._add(thread, site, taken)
         elif effect & ACQUIRE:
-            step = self._add(thread, self._changed.get(obj, _NONE))
+            step = self._add(thread, site, self._changed.get(obj, _NONE))
         else:
-            step = self._add(thread, sees)
+            step = self._add(thread, site, sees)
             if effect & NOTIFY:
                 self._notified[obj] = step
         if effect & RELEASE:
@@ -113,11 +114,14 @@ class Trace:
         more = child + 1 - len(self._steps)
         self._steps += [[] for _ in range(more)]
         self._started += [_NONE] * more
-        self._started[child] = self._add(parent)
+        self._started[child] = self._add(parent, -1)
 
     def join(self, waiting: int, ended: int) -> None:
         """See `order.Order.join`."""
-        self._add(waiting, *self._steps[ended][-1:])
+        self._add(waiting, -1, *self._steps[ended][-1:])
+
+    def forget(self, obj: int) -> None:
+        """See `order.Order.forget`; what is gone may be accessed in another order all the same."""
 
     def access(self, thread: int, obj: int, key: Hashable, how: int, site: int) -> None:
         """See `races.Races.access`."""
@@ -126,7 +130,7 @@ class Trace:
             owner = self._objects[obj] = _Object()
         write, group = how & _WRITE, (thread, site, how)
         if how >= _ITEM and (how >= _WHOLE or key is None):
-            step = self._add(thread, owner.written, *owner.since.values())
+            step = self._add(thread, site, owner.written, *owner.since.values())
             if write:
                 owner.written = step
                 owner.since.clear()
@@ -138,7 +142,7 @@ class Trace:
         if location is None:
             location = owner.locations[key] = _Location()
         blind = write and not how & _ATOMIC
-        step = self._add(thread, *(() if blind else (location.written, owner.written)))
+        step = self._add(thread, site, *(() if blind else (location.written, owner.written)))
         location.accesses.setdefault(group, []).append(step)
         if write:
             location.written = step
@@ -146,16 +150,24 @@ class Trace:
                 owner.since[key] = step
                 owner.changes.setdefault(group, []).append(step)
 
+    def site(self, step: int) -> int:
+        """Where a step was made."""
+        return self._site[step]
+
     # ----- what may happen ---
 
     def may_meet(self, *steps: int) -> bool:
-        """Whether a schedule is known in which threads stand before these steps at one moment.
+        """Whether a schedule is known in which threads stand before these steps at one moment."""
+        return self.leading_to(*steps) is not None
+
+    def leading_to(self, *steps: int) -> list[tuple[int, int]] | None:
+        """The schedule that brings threads before these steps at one moment.
 
         Args:
             steps: of different threads.
 
         Returns:
-            True: surely; False: not that the trace would tell.
+            Steps with their threads, in order; None if the trace does not tell of any.
         """
         ends = {self._thread[step]: self._place[step] for step in steps}
         reached = [0] * len(self._steps)
@@ -168,7 +180,7 @@ class Trace:
                 continue
             thread, place = self._thread[step], self._place[step]
             if place >= ends.get(thread, place + 1):
-                return False
+                return None
             since, reached[thread] = reached[thread], max(reached[thread], place + 1)
             needed.append(self._started[thread] if not since else _NONE)
             for each in self._steps[thread][since : place + 1]:
@@ -180,9 +192,13 @@ class Trace:
                     if other:
                         drop = self._drops.get(min(each, other))
                         if drop is None:  # let go of where nobody heard it
-                            return False
+                            return None
                         needed.append(drop)
-        return True
+        return sorted(
+            (step, thread)
+            for thread, count in enumerate(reached)
+            for step in self._steps[thread][:count]
+        )
 
     def races(self, attempts: int = 8) -> Iterator[tuple[int, int]]:
         """Accesses that clash and may meet, in the order of the trace; one pair for two sites.

@@ -15,7 +15,7 @@ from pytest_freethread.errors import SettingError
 from pytest_freethread.plugin.contexts import body_of
 from pytest_freethread.plugin.items import INTERRUPTS, RerunTest, failure_of, findings_of, lines_of
 from pytest_freethread.plugin.parts import SIGNALS
-from pytest_freethread.records import Interleaving, Verdict
+from pytest_freethread.records import Interleaving, Race, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +71,7 @@ class ExploredTest(RerunTest):
         program = self._program()
         try:
             if self._token is not None:
-                result = harness.follow(self._token, program)
+                result = harness.follow(self._token, program, races=self.plan.races)
             else:
                 self._search, result = harness.search(
                     self.plan, program, first=self._kept, progress=self._now_and_then()
@@ -204,7 +204,7 @@ class ExploredTest(RerunTest):
 
     def _with_the_way_back(self, finding: Finding) -> Finding:
         evidence = finding.evidence
-        if not isinstance(evidence, Interleaving) or finding.token is None:
+        if not isinstance(evidence, (Interleaving, Race)) or finding.token is None:
             return finding
         command = _command(self.item, finding.token, self.plan)
         return replace(finding, evidence=replace(evidence, command=command))
@@ -222,6 +222,8 @@ def _command(item: pytest.Function, token: str, plan: ExplorationPlan) -> str:
     # What was said on the command line has to be said again; markers and ini files stay.
     if config.getoption("--freethread-threads") is not None:
         words.append(f"--freethread-threads={plan.threads}")
+    if config.getoption("--freethread-races") is not None:
+        words.append(f"--freethread-races={plan.races}")
     words += [f"--rootdir={config.option.rootdir}"] if config.option.rootdir else []
     words += ["-c", str(config.option.inifilename)] if config.option.inifilename else []
     command, selected, *options = words

@@ -50,7 +50,8 @@ def block(finding: Finding, *, full: bool = False) -> list[str]:
         case Race() as race:
             lines += layout.indented(races.lines(finding, race))
         case tuple() as states:
-            lines += layout.indented(_threads(states, deadlock=finding.kind == "deadlock"))
+            cycle = finding.kind in {"deadlock", "lock-order"}
+            lines += layout.indented(_threads(states, cycle=cycle))
     return lines
 
 
@@ -113,17 +114,16 @@ def _traceback(failure: Failure) -> list[str]:
     return text.rstrip().splitlines()
 
 
-def _threads(states: Sequence[ThreadState], *, deadlock: bool) -> Iterator[str]:
+def _threads(states: Sequence[ThreadState], *, cycle: bool) -> Iterator[str]:
     known = [state for state in states if state.waits_for or state.holds]
     if known:
         yield from layout.columns(row for state in known for row in layout.lock_rows(state))
         yield ""
-    if deadlock:
+    if cycle:
         order = ", then ".join(dict.fromkeys(use.name for s in states[:1] for use in _both(s)))
         yield f"Usual repair: take these locks in one order everywhere (here: {order})."
-        yield ""
-    for index, state in enumerate(states):
-        if index:
+    for index, state in enumerate(each for each in states if each.stack):
+        if index or cycle:
             yield ""
         doing = f", in {state.waits_in}" if state.waits_in else ""
         yield f"{layout.title(state)}{doing}, most recent line last:"

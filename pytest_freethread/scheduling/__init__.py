@@ -9,6 +9,7 @@ from __future__ import annotations
 from pytest_freethread.errors import SettingError
 from pytest_freethread.records import Pending
 from pytest_freethread.scheduling.dfs import DFS
+from pytest_freethread.scheduling.directed import Directed
 from pytest_freethread.scheduling.dpor import DPOR
 from pytest_freethread.scheduling.pct import PCT
 from pytest_freethread.scheduling.plain import Plain
@@ -26,6 +27,7 @@ __all__ = [
     "POS",
     "STRATEGIES",
     "SURW",
+    "Directed",
     "Diverged",
     "Pending",
     "Plain",
