@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_freethread import interpreter
 from pytest_freethread.detectors import interleavings
+from pytest_freethread.detectors.interleavings import Schedule
 from pytest_freethread.execution import scope, stacks
 from pytest_freethread.execution.controlled import Controlled
 from pytest_freethread.records import Failure, Interleaving
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_freethread.execution.kernel import Hear
     from pytest_freethread.records import ControlledExecution, Finding, Phase
     from pytest_freethread.scheduling import Scheduler
+    from pytest_freethread.suspecting import Attempt, Choices
 
     Cleanup = Callable[[frozenset[int]], Iterable[tuple[Phase, int | None, BaseException]]]
 
@@ -281,6 +283,7 @@ class _Explorer:
 
     program: Program
     controlled: Controlled
+    learn: bool
     left_out: tuple[tuple[str, str], ...]
     outside: bool = False
     passed: Runs | None = None
@@ -356,6 +359,8 @@ class _Explorer:
             return self.replay(choices, record=record, hear=hear, watched=watched)
         except Diverged:
             return None
+        finally:
+            self.controlled.choose_everywhere(not self.learn)
 
     def again(
         self, choices: Sequence[int], symptom: Symptom, *, record: bool
@@ -388,7 +393,8 @@ class _Explorer:
             # A schedule that passed fails now: it is not the order of the steps that decides.
             said = f"{symptom.message}. {_OUTLIVES}"
             return self.finding(replace(symptom, message=said), execution, found, (0, 1))
-        choices = _expanded(self._shrink(symptom, execution))
+        choices = self.shrunk(execution, self._same(symptom))
+        self.controlled.choose_everywhere(True)
         # What the last try of the shrinking left in caches is not what the schedule finds there.
         recorded = self.again(choices, symptom, record=True)
         confirmed = sum(
@@ -405,45 +411,61 @@ class _Explorer:
         found: tuple[int, str, float],
         reproduced: tuple[int, int],
     ) -> Finding:
-        return interleavings.finding(
-            symptom,
-            execution,
+        schedule = Schedule(
+            token=encode(execution.threads),
             names=self.program.names,
             found=found,
             reproduced=reproduced,
-            token=encode(execution.threads),
         )
+        return interleavings.finding(symptom, execution, schedule)
 
-    def _shrink(self, symptom: Symptom, execution: ControlledExecution) -> Runs:
-        """A schedule with few switches that shows the same symptom.
+    def _same(self, symptom: Symptom) -> Attempt:
+        def attempt(run: Callable[[Hear | None], ControlledExecution]) -> bool:
+            seen = self.symptom(run(None))
+            return seen is not None and seen.key == symptom.key
+
+        return attempt
+
+    def shrunk(self, execution: ControlledExecution, attempt: Attempt) -> Choices:
+        """A schedule with few switches that shows the same.
 
         The fewest preemptions are found by trying all schedules without any, then all with one, …
         (iterative context bounding, Musuvathi & Qadeer 2007), as long as that does not take long.
-        """
-        fewest = self._fewest_preemptions(symptom)
-        return self._with_fewer_switches(symptom, _runs(execution) if fewest is None else fewest)
 
-    def _fewest_preemptions(self, symptom: Symptom) -> Runs | None:
+        Args:
+            execution: one that shows it.
+            attempt: is given what runs a schedule, with judges who hear it; says whether the
+                execution shows it.
+        """
+        fewest = self._fewest_preemptions(attempt)
+        runs = _runs(execution) if fewest is None else fewest
+        self.controlled.choose_everywhere(True)
+        try:
+            return tuple(_expanded(self._with_fewer_switches(attempt, runs)))
+        finally:
+            self.controlled.choose_everywhere(not self.learn)
+
+    def _fewest_preemptions(self, attempt: Attempt) -> Runs | None:
         seconds, tries = _SHRINKING
         until = interpreter.monotonic() + seconds
         search = DFS()
         self.controlled.choose_everywhere(False)
-        try:
+        last: list[ControlledExecution] = []
+
+        def run(hear: Hear | None) -> ControlledExecution:
+            last[:] = [self.run(search.choose, early_timeouts=0, hear=hear)]
+            search.end()
+            return last[0]
+
+        with suppress(Diverged):
             while tries and interpreter.monotonic() < until and search.begin():
                 tries -= 1
-                execution = self.run(search.choose, early_timeouts=0)
-                search.end()
-                seen = self.symptom(execution)
-                if seen is not None and seen.key == symptom.key:
-                    return _runs(execution)
-        except Diverged:
-            pass
-        finally:
-            self.controlled.choose_everywhere(True)
+                if attempt(run):
+                    return _runs(last[0])
         return None
 
-    def _with_fewer_switches(self, symptom: Symptom, runs: Runs) -> Runs:
-        """The same with one switch less, again and again, as long as it shows the symptom.
+    def _with_fewer_switches(self, attempt: Attempt, runs: Runs) -> Runs:
+        """The same with one switch less, again and again, as long as it shows the same.
 
         A thread goes on with its next turn at once, or the schedule ends earlier. Whatever cannot
         be followed is passed over, so each try is a schedule.
@@ -452,9 +474,13 @@ class _Explorer:
         until = interpreter.monotonic() + seconds
 
         def shows(candidate: Runs) -> Runs | None:
-            execution = self.replay(_expanded(candidate), strict=False)
-            seen = self.symptom(execution)
-            return _runs(execution) if seen is not None and seen.key == symptom.key else None
+            last: list[ControlledExecution] = []
+
+            def run(hear: Hear | None) -> ControlledExecution:
+                last[:] = [self.replay(_expanded(candidate), strict=False, hear=hear)]
+                return last[0]
+
+            return _runs(last[0]) if attempt(run) else None
 
         best = shows(runs) or runs
         improved = True
@@ -482,7 +508,10 @@ def _explorer(program: Program, *, learn: bool, deadline: float) -> Iterator[_Ex
     )
     with controlled:
         yield _Explorer(
-            program=program, controlled=controlled, left_out=controlled.coverage.left_out
+            program=program,
+            controlled=controlled,
+            learn=learn,
+            left_out=controlled.coverage.left_out,
         )
 
 

@@ -6,12 +6,13 @@ is an error before a schedule was followed that shows it, again and again.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from pytest_freethread import interpreter
 from pytest_freethread.detectors import accesses, interleavings, races
-from pytest_freethread.detectors.atomicity import Atomicity
+from pytest_freethread.detectors.atomicity import Atomicity, same_function
 from pytest_freethread.detectors.hearing import Hearing
 from pytest_freethread.detectors.lock_order import LockOrder
 from pytest_freethread.detectors.prediction import Trace
@@ -22,12 +23,14 @@ from pytest_freethread.records import Place, Race
 from pytest_freethread.scheduling import Directed, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from collections.abc import Set as AbstractSet
 
     from pytest_freethread.detectors.lock_order import Cycle
     from pytest_freethread.execution.kernel import Chooser, Hear
     from pytest_freethread.records import ControlledExecution, Event, Finding
+
+    Attempt: TypeAlias = Callable[[Callable[[Hear | None], ControlledExecution]], bool]
 
 CONFIRMATIONS: Final = 10
 """How often a schedule is run again before what it shows is reported."""
@@ -44,14 +47,14 @@ _TRIES: Final = 10
 _FORESEEABLE: Final = 20_000
 """Steps of an execution beyond which nothing is foreseen: all of its trace is kept for that."""
 
-Choices = tuple[int, ...]
+Choices: TypeAlias = tuple[int, ...]
 Line = tuple[str, int]
 Pair = tuple[int, int]
 Sites = tuple[int, int, int]
 
 
 class Follower(Protocol):
-    """Runs the program under test."""
+    """Runs the program under test; see `exploring.Explorer`."""
 
     def run(
         self, choose: Chooser, *, early_timeouts: int = 0, hear: Hear | None = None
@@ -67,6 +70,9 @@ class Follower(Protocol):
         watched: AbstractSet[int] = frozenset(),
     ) -> ControlledExecution | None:
         """Run a schedule, and go on with whoever runs; None if a choice cannot be made."""
+
+    def shrunk(self, execution: ControlledExecution, attempt: Attempt) -> Choices:
+        """A schedule with few switches that shows the same."""
 
 
 class _Bench:
@@ -137,7 +143,7 @@ class Suspicions:
         self._longest = 0
         self._races: dict[Pair, _Suspect] = {}
         self._proven: set[Pair] = set()
-        self._torn: dict[Sites, Choices] = {}
+        self._torn: dict[Sites, ControlledExecution] = {}
         self._cycles: list[tuple[Choices, Cycle]] = []
 
     # ----- while the search goes on ---
@@ -171,7 +177,7 @@ class Suspicions:
             if clash.proven:
                 self._proven.add(pair)
         for sites in bench.atomicity.torn:
-            self._torn[sites] = execution.threads
+            self._torn[sites] = execution
 
     def _judges(self) -> _Bench:
         return _Bench(self._threads, self._proven, self._torn.keys())
@@ -246,11 +252,13 @@ class Suspicions:
         for choices, pairs in sorted(schedules.items(), key=lambda each: len(each[0])):
             times = CONFIRMATIONS if interpreter.monotonic() < until else 1
             found += self._confirmed(follower, choices, pairs, times)
-        found.sort(key=lambda finding: finding.severity != "error")
-        found = list(_one_for_two_lines(found, told))
-        return found + [
-            finding for each in self._cycles for finding in self._inverted(follower, *each)
-        ]
+        found = list(_one_for_two_lines(sorted(found, key=_is_note), told))
+        for sites in self._torn:
+            if interpreter.monotonic() < until:
+                found += self._confirmed_torn(follower, sites, told)
+        for choices, cycle in self._cycles:
+            found += self._inverted(follower, choices, cycle)
+        return sorted(found, key=_is_note)
 
     def shown_by(
         self, choices: Choices, follower: Follower, told: AbstractSet[Line]
@@ -258,9 +266,16 @@ class Suspicions:
         """What one schedule shows; the arguments are those of `findings`."""
         bench = _Bench(self._threads)
         follower.follow(choices, hear=bench.hear)
-        pairs = {pair for pair, clash in bench.races.clashes.items() if clash.proven}
-        found = self._confirmed(follower, choices, _of_interest(pairs), CONFIRMATIONS)
-        return list(_one_for_two_lines(found, told))
+        self._races = {
+            pair: _Suspect(choices=choices, proven=True)
+            for pair, clash in bench.races.clashes.items()
+            if clash.proven
+        }
+        races_found = self._confirmed(follower, choices, _of_interest(self._races), CONFIRMATIONS)
+        found = list(_one_for_two_lines(races_found, told))
+        for sites in bench.atomicity.torn:
+            found += self._confirmed_torn(follower, sites, told, choices)
+        return sorted(found, key=_is_note)
 
     def _try_plain_schedules(self, follower: Follower) -> None:
         """Races mostly show where the threads just run one after the other: so they read best."""
@@ -296,12 +311,69 @@ class Suspicions:
             race = accesses.race(clash, execution, bench.steps, self._names, call)
             yield races.finding(race, token=token, reproduced=(count, times), strict=self._strict)
 
+    def _confirmed_torn(
+        self,
+        follower: Follower,
+        sites: Sites,
+        told: AbstractSet[Line],
+        choices: Choices | None = None,
+    ) -> Iterator[Finding]:
+        """What was torn, as the schedule shows it that has the fewest preemptions, or as given."""
+        look, change, act = map(_place, sites)
+        racing = any(tuple(sorted(pair)) in self._races for pair in itertools.pairwise(sites))
+        lines = {(place.file, place.line) for place in (look, change, act)}
+        if racing or lines <= told or not same_function(look, act):
+            return  # told as a race, or as what failed; or the act hardly depends on the look
+        if choices is None:
+            choices = follower.shrunk(self._torn[sites], self._tears(sites))
+        bench = _Bench(self._threads)
+        execution = follower.follow(choices, record=True, hear=bench.hear)
+        found = bench.atomicity.torn.get(sites)
+        if execution is None or found is None:
+            return
+        again = 0
+        for _ in range(CONFIRMATIONS):
+            bench_again = _Bench(self._threads)
+            follower.follow(choices, hear=bench_again.hear)
+            again += sites in bench_again.atomicity.torn
+        schedule = interleavings.Schedule(
+            token=encode(choices),
+            names=self._names,
+            found=(1, "judged", 0.0),
+            reproduced=(again, CONFIRMATIONS),
+        )
+        events = found.look.event, found.change.event, found.act.event
+        one, two, three = (bench.steps[event] for event in events)
+        finding = interleavings.torn(
+            execution, (one, two, three), self._serial(follower), schedule, strict=self._strict
+        )
+        if finding is not None:
+            yield finding
+
+    def _tears(self, sites: Sites) -> Attempt:
+        def attempt(run: Callable[[Hear | None], ControlledExecution]) -> bool:
+            bench = _Bench(self._threads)
+            run(bench.hear)
+            return sites in bench.atomicity.torn
+
+        return attempt
+
+    def _serial(self, follower: Follower) -> list[ControlledExecution]:
+        """One recorded execution for each thread that may be the first of all."""
+        firsts = [(first,) if first else () for first in range(len(self._names))]
+        executions = [follower.follow(choices, record=True) for choices in firsts]
+        return [execution for execution in executions if execution is not None]
+
     def _inverted(self, follower: Follower, choices: Choices, cycle: Cycle) -> Iterator[Finding]:
         """A cycle of locks that no execution came to."""
         oracle = _Oracle(self._threads)
         execution = follower.follow(choices, record=True, hear=oracle.hear)
         if execution is not None:
             yield accesses.inversion(cycle, execution, oracle.steps, self._names)
+
+
+def _is_note(finding: Finding) -> bool:
+    return finding.severity == "note"
 
 
 class _AllAlike(dict[int, object]):

@@ -19,7 +19,7 @@ from pytest_freethread.records import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pytest_freethread.records import ControlledExecution, Pause, Step, Waiting
+    from pytest_freethread.records import ControlledExecution, Pause, Step, Violation, Waiting
 
 _STANDSTILLS = ("deadlock", "lost-wakeup", "partial-control")
 _ALWAYS = ("start", "join", "sleep")  # steps that concern other threads whatever they touch
@@ -74,75 +74,147 @@ def symptom(execution: ControlledExecution, failures: Sequence[Failure]) -> Symp
     return None
 
 
-def finding(
-    symptom: Symptom,
-    execution: ControlledExecution,
-    *,
-    names: tuple[str, ...],
-    found: tuple[int, str, float],
-    reproduced: tuple[int, int],
-    token: str,
-) -> Finding:
-    """A symptom with its evidence: the recorded execution that shows it.
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What is known of the schedule that shows something.
 
-    Args:
-        symptom: what went wrong.
-        execution: a recorded one.
+    Attributes:
+        token: of it.
         names: of the bodies.
-        found: which schedule it was first, by which strategy, after how many seconds.
+        found: which schedule showed it first, by which strategy, after how many seconds.
         reproduced: (k, n): k of n replays showed it again.
-        token: of the schedule.
     """
-    trace = execution.trace
-    targets = naming.targets(trace)
-    pauses = _pauses(execution)
-    preempted = {index for index, pause in pauses.items() if _preempts(trace, index, pause)}
+
+    token: str
+    names: tuple[str, ...]
+    found: tuple[int, str, float]
+    reproduced: tuple[int, int]
+
+
+def finding(symptom: Symptom, execution: ControlledExecution, schedule: Schedule) -> Finding:
+    """A symptom with its evidence: the recorded execution that shows it."""
+    story = _Story(execution)
     message, violation, repair = symptom.message, None, None
-    locks = standstills.LockNames(execution, targets)
     match symptom.kind:
         case "deadlock":
-            message, repair = standstills.deadlock(execution, locks)
+            message, repair = standstills.deadlock(execution, story.locks)
         case "lost-wakeup":
-            message, repair = standstills.lost_wakeup(execution, targets)
+            message, repair = standstills.lost_wakeup(execution, story.targets)
         case "livelock":
             message = standstills.livelock(execution)
         case "invariant" | "exception":
-            violation = atomicity.violation(trace, targets, preempted, symptom.failure)
-            if violation is not None:
-                message = atomicity.sentence(violation, trace, targets)
-                repair = atomicity.repair(violation, trace)
-    certain = symptom.kind != "partial-control" and reproduced[0] == reproduced[1]
-    evidence = Interleaving(
-        moves=tuple(
-            _moves(
-                execution,
-                symptom,
-                targets=targets,
-                locks=locks,
-                pauses=pauses,
-                preempted=preempted,
+            violation = atomicity.violation(
+                execution.trace, story.targets, story.preempted, symptom.failure
             )
-        ),
-        names=names + execution.names[len(names) :],
-        preemptions=len(preempted),
-        found=found,
-        blocked=tuple(
-            _state(each, locks) for each in execution.waiting if symptom.kind in _STANDSTILLS
-        ),
-        failure=symptom.failure,
-        broken="The invariant returned False." if violation and not symptom.failure else None,
-        call=call(token, names),
-        violation=violation,
-        repair=repair,
-    )
+            if violation is not None:
+                message = atomicity.sentence(violation, execution.trace, story.targets)
+                repair = atomicity.repair(violation, execution.trace)
     return Finding(
         kind=symptom.kind,
-        severity="error" if certain else "note",
+        severity="note" if symptom.kind == "partial-control" or _doubtful(schedule) else "error",
         message=message,
-        evidence=evidence,
-        token=token,
-        reproduced=reproduced,
+        evidence=story.told(symptom, schedule, violation, repair),
+        token=schedule.token,
+        reproduced=schedule.reproduced,
     )
+
+
+def torn(
+    execution: ControlledExecution,
+    steps: tuple[int, int, int],
+    serial: Sequence[ControlledExecution],
+    schedule: Schedule,
+    *,
+    strict: bool,
+) -> Finding | None:
+    """Three steps that break what their author took for one, though nothing has failed yet.
+
+    Args:
+        execution: the recorded one that has them.
+        steps: the indices of the look, the change and the act.
+        serial: recorded ones, of threads that run one after the other.
+        schedule: what shows it.
+        strict: whether it is an error.
+
+    Returns:
+        None where a reader has no name for it, or where it leaves what a serial execution does.
+    """
+    story = _Story(execution)
+    trace, targets = execution.trace, story.targets
+    violation = atomicity.torn(trace, targets, *steps)
+    others = [(each.trace, naming.targets(each.trace)) for each in serial]
+    if violation is None or not atomicity.matters(violation, trace, targets, others):
+        return None
+    message = atomicity.sentence(violation, trace, targets)
+    symptom = Symptom(kind="atomicity", message=message, failure=None)
+    repair = atomicity.repair(violation, trace)
+    return Finding(
+        kind="atomicity",
+        severity="error" if strict and not _doubtful(schedule) else "note",
+        message=message,
+        evidence=story.told(symptom, schedule, violation, repair),
+        token=schedule.token,
+        reproduced=schedule.reproduced,
+    )
+
+
+def _doubtful(schedule: Schedule) -> bool:
+    return schedule.reproduced[0] < schedule.reproduced[1]
+
+
+class _Story:
+    """A recorded execution, and what a reader calls the things in it."""
+
+    def __init__(self, execution: ControlledExecution) -> None:
+        self.execution = execution
+        self.targets = naming.targets(execution.trace)
+        self.locks = standstills.LockNames(execution, self.targets)
+        self.pauses = _pauses(execution)
+        self.preempted = {
+            index
+            for index, pause in self.pauses.items()
+            if _preempts(execution.trace, index, pause)
+        }
+
+    def told(
+        self,
+        symptom: Symptom,
+        schedule: Schedule,
+        violation: Violation | None,
+        repair: str | None,
+    ) -> Interleaving:
+        """The execution step by step."""
+        execution, failure = self.execution, symptom.failure
+        returned = symptom.kind == "invariant" and violation and not failure
+        return Interleaving(
+            moves=tuple(
+                _moves(
+                    execution,
+                    symptom,
+                    targets=self.targets,
+                    locks=self.locks,
+                    pauses=self.pauses,
+                    preempted=self.preempted,
+                )
+            ),
+            names=schedule.names + execution.names[len(schedule.names) :],
+            preemptions=len(self.preempted),
+            found=schedule.found,
+            blocked=tuple(
+                _state(each, self.locks)
+                for each in execution.waiting
+                if symptom.kind in _STANDSTILLS
+            ),
+            failure=failure,
+            broken="The invariant returned False." if returned else None,
+            call=call(
+                schedule.token,
+                schedule.names,
+                'races="error"' if symptom.kind == "atomicity" else "",
+            ),
+            violation=violation,
+            repair=repair,
+        )
 
 
 def call(token: str, names: tuple[str, ...], more: str = "") -> str:

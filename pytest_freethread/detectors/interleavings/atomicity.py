@@ -56,14 +56,71 @@ def violation(
     """
     if len(trace) > _LONGEST:
         return None
+    candidates = list(_candidates(trace, targets, preempted, failure))
+    return min(candidates, key=lambda each: each[:4]).violation if candidates else None
+
+
+def torn(
+    trace: Sequence[Step], targets: Sequence[str], look: int, change: int, act: int
+) -> Violation | None:
+    """The pattern of three given steps, if a reader has a name for it."""
+    return next(
+        (
+            each.violation
+            for each in _candidates(trace, targets, frozenset(), None, only=change)
+            if (each.violation.look, each.violation.act) == (look, act)
+        ),
+        None,
+    )
+
+
+def matters(
+    violation: Violation,
+    trace: Sequence[Step],
+    targets: Sequence[str],
+    serial: Sequence[tuple[Sequence[Step], Sequence[str]]],
+) -> bool:
+    """Whether the three steps leave something that no serial execution leaves.
+
+    Where a value cannot be compared, since it is an object of its own, it counts whether the act
+    was made more often than in any of them: a thing was made twice that is made once.
+
+    Args:
+        violation: the steps.
+        trace: those of the execution that has them.
+        targets: what each of them is about.
+        serial: of executions whose threads ran one after the other, the same.
+    """
+    target, place = targets[violation.act], trace[violation.act].place
+
+    def left(steps: Sequence[Step], about: Sequence[str]) -> tuple[str | None, int]:
+        writes = [s for s, t in zip(steps, about, strict=True) if t == target and s.write]
+        return writes[-1].after if writes else None, sum(s.place == place for s in writes)
+
+    value, acts = left(trace, targets)
+    others = [left(*each) for each in serial]
+    if value is None or value.startswith("<") or " of " in value:
+        return acts > max((count for _, count in others), default=0)
+    return all(value != other for other, _ in others)
+
+
+def _candidates(
+    trace: Sequence[Step],
+    targets: Sequence[str],
+    preempted: AbstractSet[int],
+    failure: Failure | None,
+    only: int | None = None,
+) -> Iterator[_Candidate]:
+    """All patterns; those around one change alone, if `only` says which."""
     raised = failure.thread if failure is not None and failure.phase == "body" else None
     names = {step.location: target for step, target in zip(trace, targets, strict=True)}
     touches: dict[int, list[int]] = {}
     for index, step in enumerate(trace):
         if naming.kind_of(step):
             touches.setdefault(step.location, []).append(index)
-    candidates = []
     for change, step in enumerate(trace):
+        if only is not None and change != only:
+            continue
         if step.write and naming.kind_of(step) and _changes(step):
             for look, act, kind in _around(trace, touches[step.location], change, failure):
                 mine = [i for i in range(look, act) if trace[i].thread == trace[look].thread]
@@ -79,24 +136,21 @@ def violation(
                     trace[i].thread == trace[act].thread and _same(trace[i], trace[act])
                     for i in range(change + 1, act)
                 )
-                candidates.append(
-                    _Candidate(
-                        raised is not None and trace[act].thread != raised,
-                        not any(i in preempted for i in mine),
-                        len(mine),
-                        -change,
-                        Violation(
-                            kind=kind,
-                            look=look,
-                            change=change,
-                            act=act,
-                            released=names[min(released)] if released else None,
-                            late=names[min(ordered)] if ordered and not released else None,
-                            overwrites=_assigns(step) and _assigns(trace[act]) and not reread,
-                        ),
-                    )
+                yield _Candidate(
+                    raised is not None and trace[act].thread != raised,
+                    not any(i in preempted for i in mine),
+                    len(mine),
+                    -change,
+                    Violation(
+                        kind=kind,
+                        look=look,
+                        change=change,
+                        act=act,
+                        released=names[min(released)] if released else None,
+                        late=names[min(ordered)] if ordered and not released else None,
+                        overwrites=_assigns(step) and _assigns(trace[act]) and not reread,
+                    ),
                 )
-    return min(candidates, key=lambda each: each[:4]).violation if candidates else None
 
 
 def sentence(violation: Violation, trace: Sequence[Step], targets: Sequence[str]) -> str:
