@@ -70,14 +70,15 @@ def told(happened, *failures):
     symptom = interleavings.symptom(happened, failures)
     if symptom is None:
         symptom = interleavings.Symptom(kind="invariant", message="It is 1.", failure=None)
-    return interleavings.finding(
-        symptom,
-        happened,
-        names=("Counter.increment", "Counter.increment"),
-        found=(1, "RandomWalk", 0.001),
-        reproduced=(10, 10),
-        token="ft1:0x1",
-    )
+    return interleavings.finding(symptom, happened, SCHEDULE)
+
+
+SCHEDULE = interleavings.Schedule(
+    token="ft1:0x1",
+    names=("Counter.increment", "Counter.increment"),
+    found=(1, "RandomWalk", 0.001),
+    reproduced=(10, 10),
+)
 
 
 def raised(error, thread=0, phase="body"):
