@@ -8,13 +8,15 @@ still show the failure, run again and again to see that it is reproducible, and 
 from __future__ import annotations
 
 import itertools
+import linecache
 import sys
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_freethread import interpreter
-from pytest_freethread.detectors import interleavings
+from pytest_freethread.detectors import interleavings, suppression
 from pytest_freethread.detectors.interleavings import Schedule
 from pytest_freethread.execution import scope, stacks
 from pytest_freethread.execution.controlled import Controlled
@@ -23,7 +25,7 @@ from pytest_freethread.scheduling import DFS, Diverged, Replay, decode, encode, 
 from pytest_freethread.suspecting import CONFIRMATIONS, Suspicions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -94,6 +96,7 @@ class Search:
     Attributes:
         failure: the first one, if there was one.
         suspected: what judges found in the executions, errors first.
+        suppressed: by what said so, how many of these were called benign and are left out.
         schedules: how many executions there were; of an exhaustive search, those that it needed
             once it was known what is shared.
         steps: how many steps they had together.
@@ -109,6 +112,7 @@ class Search:
 
     failure: Finding | None
     suspected: tuple[Finding, ...]
+    suppressed: Mapping[str, int]
     schedules: int
     steps: int
     exhaustive: bool
@@ -130,6 +134,7 @@ def search(
     preemptions: int | None,
     seed: int,
     races: str,
+    benign: Sequence[str],
     deadline: float,
     first: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
@@ -144,6 +149,7 @@ def search(
         preemptions: how many a schedule may have; None for any number.
         seed: where randomness starts.
         races: whether a race is an `error`, a `note`, or not looked for (`off`).
+        benign: patterns of what judges find and nobody wants to hear of.
         deadline: seconds after which a thread that does not come back is given up.
         first: tokens of schedules to try before all others; what cannot be followed is passed over.
         progress: called now and then with the number of schedules.
@@ -224,12 +230,14 @@ def search(
                     finding = explorer.report(symptom, execution, found)
                     break
         suspected = [] if suspicions is None else suspicions.findings(explorer, _lines(finding))
+    wanted, suppressed = _without_benign(suspected, benign)
     unprobed = {name for name, _ in explorer.left_out}
     blind = any(scope.path(body) in unprobed for body in program.bodies)
     complete = complete and bool(steps) and not blind
     return Search(
         failure=finding,
-        suspected=tuple(suspected),
+        suspected=tuple(wanted),
+        suppressed=suppressed,
         schedules=count if exhausted else learning + count,
         steps=steps,
         exhaustive=complete and not timed,
@@ -517,6 +525,20 @@ def _explorer(program: Program, *, learn: bool, deadline: float) -> Iterator[_Ex
 
 def _suspicions(program: Program, races: str) -> Suspicions | None:
     return None if races == "off" else Suspicions(program.names, strict=races == "error")
+
+
+def _without_benign(
+    findings: Iterable[Finding], patterns: Sequence[str]
+) -> tuple[list[Finding], Counter[str]]:
+    """The findings that nobody calls benign, and by what said so, how many others there were."""
+    wanted, suppressed = [], Counter[str]()
+    for finding in findings:
+        reason = suppression.excused_by(finding, patterns, linecache.getline)
+        if reason is None:
+            wanted.append(finding)
+        else:
+            suppressed[reason] += 1
+    return wanted, suppressed
 
 
 def _lines(finding: Finding | None) -> set[tuple[str, int]]:

@@ -117,6 +117,7 @@ def explore(
     preemptions: int | None = None,
     seed: int | None = None,
     races: str = "note",
+    benign: Sequence[str] = (),
     include: Sequence[str] = (),
     deadline: float = 30.0,
 ) -> Result:
@@ -139,6 +140,8 @@ def explore(
         seed: where randomness starts; the same seed gives the same schedules. 0 unless told.
         races: what the judges of all executions find, without anything having failed: data races
             and torn updates. `error`: they fail; `note`: they are shown; `off`: nobody looks.
+        benign: patterns of what judges find and nobody wants to hear of, `[KIND:]GLOB`: such as
+            `race:Stats.total` or `legacy/*.py`. `# freethread: benign` on a line says the same.
         include: names of modules and packages that get probes besides the bodies' own modules and
             those below the working directory.
         deadline: seconds of real time after which a thread that does not come back from something
@@ -156,6 +159,7 @@ def explore(
         "preemptions": preemptions,
         "seed": 0 if seed is None else seed,
         "races": races,
+        "benign": benign,
         "include": include,
         "deadline": deadline,
     }
@@ -215,6 +219,7 @@ def search(
         preemptions=plan.preemptions,
         seed=plan.seed,
         races=plan.races,
+        benign=plan.benign,
         deadline=plan.deadline,
         first=[token for token in first if is_token(token)],
         progress=progress,
@@ -237,6 +242,7 @@ def search(
         seed=plan.seed,
         left_out=found.left_out,
         outside=found.outside,
+        suppressed=sum(found.suppressed.values()),
         guarantee=found.guarantee,
     )
     return found, Result(

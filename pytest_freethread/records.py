@@ -65,6 +65,7 @@ class ExplorationPlan:
             None: any number.
         seed: where randomness starts; the same one gives the same schedules.
         races: whether a race is an `error`, a `note`, or not looked for (`off`).
+        benign: patterns of what judges find and nobody wants to hear of.
         include: modules and packages that get probes besides the project's own.
         deadline: seconds of real time after which a thread that does not come back is given up.
     """
@@ -76,6 +77,7 @@ class ExplorationPlan:
     preemptions: int | None
     seed: int
     races: str
+    benign: tuple[str, ...]
     include: tuple[str, ...]
     deadline: float
 

@@ -28,6 +28,7 @@ AUTO = "auto"
 MODES = ("stress", "explore")
 STRATEGIES = ("auto", "random", "pct", "pos", "surw", "dfs", "dpor")
 RACES = ("error", "note", "off")
+JUDGED = ("race", "atomicity", "lock-order")
 
 
 def mode(value: object, where: str) -> str:
@@ -103,6 +104,21 @@ def races(value: object, where: str) -> str:
     return _one_of(RACES, value, where, "what a race can be")
 
 
+def benign(value: object, where: str) -> tuple[str, ...]:
+    """Patterns of what judges find and nobody wants to hear of: `[KIND:]GLOB`."""
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise SettingError(f"{where}: not a list of patterns, such as 'race:Stats.total'")
+    for pattern in value:
+        kind, colon, glob = pattern.rpartition(":")
+        if not glob or (colon and kind not in {*JUDGED, "*"}):
+            kinds = ", ".join(map(repr, JUDGED))
+            raise SettingError(
+                f"{where}: {pattern!r} is not a pattern ([KIND:]GLOB with one of {kinds}, such as "
+                "'race:Stats.total' or 'legacy/*.py')"
+            )
+    return tuple(value)
+
+
 def include(value: object, where: str) -> tuple[str, ...]:
     """Names of modules and packages."""
     if not isinstance(value, list | tuple | set | frozenset) or not all(
@@ -126,6 +142,7 @@ PARSERS: Mapping[str, Mapping[str, Callable[[object, str], Any]]] = {
         "strategy": strategy,
         "preemptions": preemptions,
         "races": races,
+        "benign": benign,
         "include": include,
     },
 }
@@ -149,6 +166,7 @@ DEFAULTS: Mapping[str, Mapping[str, object]] = {
         "strategy": "auto",
         "preemptions": None,
         "races": "note",
+        "benign": (),
         "include": (),
     },
 }

@@ -18,7 +18,7 @@ from pytest_freethread.plugin.parts import SIGNALS
 from pytest_freethread.records import Interleaving, Race, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from _pytest._code.code import ReprFileLocation
 
@@ -104,6 +104,8 @@ class ExploredTest(RerunTest):
             "doubt": self._doubt if result.verdict is Verdict.INCONCLUSIVE else None,
             "skip": str(self._signal) if self._signal is not None and self._completed else None,
             "token": tokens[0] if tokens else None,
+            "benign": self.plan.benign,
+            "suppressed": {} if self._search is None else _shortened(self._search.suppressed),
             "findings": findings_of(result),
         }
 
@@ -208,6 +210,16 @@ class ExploredTest(RerunTest):
             return finding
         command = _command(self.item, finding.token, self.plan)
         return replace(finding, evidence=replace(evidence, command=command))
+
+
+def _shortened(suppressed: Mapping[str, int]) -> dict[str, int]:
+    """By what said so; the place of a comment as seen from the working directory."""
+    from pytest_freethread.report import layout
+
+    return {
+        layout.relative(reason) if os.path.isabs(reason) else reason: count
+        for reason, count in suppressed.items()
+    }
 
 
 def _command(item: pytest.Function, token: str, plan: ExplorationPlan) -> str:

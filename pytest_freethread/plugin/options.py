@@ -39,9 +39,9 @@ SETTINGS = {
 MARKERS = (
     (
         "freethread(mode=, threads=, seconds=, seed=, deadline=, shared=[...], rounds=, noise=, "
-        "schedules=, strategy=, preemptions=, include=[...], races=): rerun in parallel threads "
-        "(mode 'stress', which rounds and noise are for) or explore one schedule after another "
-        "(mode 'explore', which the last five are for); `shared` names function-scoped fixtures "
+        "schedules=, strategy=, preemptions=, include=[...], races=, benign=[...]): rerun in "
+        "parallel threads (mode 'stress', which rounds and noise are for) or explore one schedule after another "
+        "(mode 'explore', which the last six are for); `shared` names function-scoped fixtures "
         "of which all threads use one instance"
     ),
     "thread_unsafe(reason=): run on one thread, and say why in the summary",
@@ -63,6 +63,11 @@ def add(parser: pytest.Parser) -> None:
         name = f"freethread-{setting}"
         group.addoption(f"--{name}", metavar=setting.upper(), default=None, help=help_)
         parser.addini(_ini(name), help_, default=None)
+    help_ = (
+        "what judges find in explored tests and nobody wants to hear of, a pattern ([KIND:]GLOB) "
+        "on each line, such as race:Stats.total or legacy/*.py"
+    )
+    parser.addini("freethread_benign", help_, type="linelist", default=[])
     help_ = "run the one selected test under exactly the schedule that a report gave this token"
     group.addoption("--freethread-replay", metavar="TOKEN", default=None, help=help_)
 
@@ -239,6 +244,8 @@ def _configured(config: pytest.Config) -> dict[str, tuple[object, str]]:
             values[setting] = (option, f"--{name}")
         elif ini:
             values[setting] = (ini, f"{config.inipath or 'ini'}: {_ini(name)}")
+    if benign := config.getini("freethread_benign"):
+        values["benign"] = (benign, f"{config.inipath or 'ini'}: freethread_benign")
     return values
 
 

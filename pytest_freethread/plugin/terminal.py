@@ -133,9 +133,24 @@ class Summary:
         for nodeid, note in explored.items():
             if note["doubt"] is not None:
                 doubtful[note["doubt"]].append(nodeid)
+        self._write_benign(terminal)
         for doubt, nodeids in doubtful.items():
             names = ", ".join(nodeids if terminal.verbosity > 0 else _files(nodeids))
             terminal.line(f"{_plural(len(nodeids), 'test')} inconclusive: {doubt}  {names}")
+
+    def _write_benign(self, terminal: pytest.TerminalReporter) -> None:
+        """What was suppressed, by which comment or pattern, and the patterns that match nothing."""
+        suppressed = Counter[str]()
+        patterns: dict[str, None] = {}
+        for note in self._by("explored").values():
+            suppressed.update(note["suppressed"])
+            patterns |= dict.fromkeys(note["benign"])
+        if suppressed:
+            by = ", ".join(f"{reason} ({count})" for reason, count in suppressed.items())
+            terminal.line(f"{suppressed.total()} suppressed as benign: {by}")
+        stale = [pattern for pattern in patterns if pattern not in suppressed]
+        if stale:
+            terminal.line(f"benign matched nothing in this run: {', '.join(stale)}")
 
     def _write_findings(self, terminal: pytest.TerminalReporter, gil: str) -> None:
         rows = [

@@ -81,6 +81,7 @@ def exploration_scope(
     seed: int,
     left_out: Sequence[tuple[str, str]],
     outside: bool,
+    suppressed: int = 0,
     guarantee: str | None = None,
 ) -> str:
     """One line: what an exploration tried, and what it left out."""
@@ -90,10 +91,11 @@ def exploration_scope(
     noun = "schedule" if schedules == 1 else "schedules"
     bound = "" if preemptions is None else f", at most {preemptions} preemptions each"
     partly = "; partial control: a thread was in real blocking" if outside else ""
+    benign = f"; {suppressed} suppressed as benign" if suppressed else ""
     promised = f"; {guarantee}" if guarantee else ""
     return (
         f"explored {schedules:,} {noun}, {steps:,} steps in {seconds:.2f} s, {much}{bound} "
-        f"({strategy}, seed {seed}{_lacking(left_out)}{partly}{promised})"
+        f"({strategy}, seed {seed}{_lacking(left_out)}{partly}{benign}{promised})"
     )
 
 
