@@ -6,6 +6,7 @@ import functools
 import os
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -217,7 +218,7 @@ def _shortened(suppressed: Mapping[str, int]) -> dict[str, int]:
     from pytest_freethread.report import layout
 
     return {
-        layout.relative(reason) if os.path.isabs(reason) else reason: count
+        layout.relative(reason) if Path(reason).is_absolute() else reason: count
         for reason, count in suppressed.items()
     }
 

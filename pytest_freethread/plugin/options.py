@@ -40,9 +40,9 @@ MARKERS = (
     (
         "freethread(mode=, threads=, seconds=, seed=, deadline=, shared=[...], rounds=, noise=, "
         "schedules=, strategy=, preemptions=, include=[...], races=, benign=[...]): rerun in "
-        "parallel threads (mode 'stress', which rounds and noise are for) or explore one schedule after another "
-        "(mode 'explore', which the last six are for); `shared` names function-scoped fixtures "
-        "of which all threads use one instance"
+        "parallel threads (mode 'stress', which rounds and noise are for) or explore one schedule "
+        "after another (mode 'explore', which the last six are for); `shared` names "
+        "function-scoped fixtures of which all threads use one instance"
     ),
     "thread_unsafe(reason=): run on one thread, and say why in the summary",
 )
