@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_freethread.detectors.interleavings import Symptom
     from pytest_freethread.execution.kernel import Hear
     from pytest_freethread.records import ControlledExecution, Finding, Phase
-    from pytest_freethread.scheduling import Scheduler
+    from pytest_freethread.scheduling import Pending, Scheduler
     from pytest_freethread.suspecting import Attempt, Choices
 
     Cleanup = Callable[[frozenset[int]], Iterable[tuple[Phase, int | None, BaseException]]]
@@ -367,6 +367,22 @@ class _Explorer:
             return self.replay(choices, record=record, hear=hear, watched=watched)
         except Diverged:
             return None
+        finally:
+            self.controlled.choose_everywhere(not self.learn)
+
+    def in_order(self, order: Sequence[int]) -> ControlledExecution:
+        """See `suspecting.Follower`; whoever was started by them comes last."""
+
+        def choose(
+            enabled: Sequence[int], current: int | None, _pending: Sequence[Pending | None]
+        ) -> int:
+            if current is not None and current in enabled:
+                return current
+            return next((each for each in order if each in enabled), enabled[0])
+
+        self.controlled.choose_everywhere(True)
+        try:
+            return self.run(choose, early_timeouts=0, record=True)
         finally:
             self.controlled.choose_everywhere(not self.learn)
 

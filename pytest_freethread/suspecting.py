@@ -23,7 +23,7 @@ from pytest_freethread.records import Place, Race
 from pytest_freethread.scheduling import Directed, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     from pytest_freethread.detectors.lock_order import Cycle
@@ -44,6 +44,9 @@ _STEERING: Final = 1.0
 _TRIES: Final = 10
 """How often chance is told to go somewhere."""
 
+_ORDERS: Final = 6
+"""Serial orders that are tried: all of three threads."""
+
 _FORESEEABLE: Final = 20_000
 """Steps of an execution beyond which nothing is foreseen: all of its trace is kept for that."""
 
@@ -57,7 +60,11 @@ class Follower(Protocol):
     """Runs the program under test; see `exploring.Explorer`."""
 
     def run(
-        self, choose: Chooser, *, early_timeouts: int = 0, hear: Hear | None = None
+        self,
+        choose: Chooser,
+        *,
+        early_timeouts: int = 0,
+        hear: Hear | None = None,
     ) -> ControlledExecution:
         """Run whatever schedule the chooser chooses."""
 
@@ -70,6 +77,9 @@ class Follower(Protocol):
         watched: AbstractSet[int] = frozenset(),
     ) -> ControlledExecution | None:
         """Run a schedule, and go on with whoever runs; None if a choice cannot be made."""
+
+    def in_order(self, order: Sequence[int]) -> ControlledExecution:
+        """Record an execution whose threads run one after the other."""
 
     def shrunk(self, execution: ControlledExecution, attempt: Attempt) -> Choices:
         """A schedule with few switches that shows the same."""
@@ -245,6 +255,9 @@ class Suspicions:
         until = interpreter.monotonic() + _CONFIRMING
         if self._races:
             self._try_plain_schedules(follower)
+        for pair in _of_interest(self._races):
+            if not self._races[pair].proven and interpreter.monotonic() < until:
+                self._try_to_prove(follower, pair)
         schedules: dict[Choices, set[Pair]] = {}
         for pair in _of_interest(self._races):
             schedules.setdefault(self._races[pair].choices, set()).add(pair)
@@ -289,6 +302,30 @@ class Suspicions:
                 if clash.proven and (known is None or first == 0 or not known.proven):
                     self._races[pair] = _Suspect(choices=execution.threads, proven=True)
 
+    def _try_to_prove(self, follower: Follower, pair: Pair) -> None:
+        """Bring both threads before their accesses, where an execution shows that it is possible.
+
+        What looked like a publication may show then that a reader does not look again.
+        """
+        bench, oracle = _Bench(self._threads), _Oracle(self._threads)
+
+        def hear(events: list[Event]) -> None:
+            bench.hear(events)
+            oracle.hear(events)
+
+        execution = follower.follow(self._races[pair].choices, hear=hear)
+        clash = bench.races.clashes.get(pair)
+        if execution is None or clash is None or execution.steps > _FORESEEABLE:
+            return
+        way = oracle.leading_to((clash.earlier.event, clash.later.event))
+        for first in (clash.later.thread, clash.earlier.thread) if way is not None else ():
+            again = _Bench(self._threads)
+            execution = follower.follow((*(way or ()), first), hear=again.hear)
+            clash = again.races.clashes.get(pair)
+            if execution is not None and clash is not None and clash.proven:
+                self._races[pair] = _Suspect(choices=execution.threads, proven=True)
+                return
+
     def _confirmed(
         self, follower: Follower, choices: Choices, pairs: AbstractSet[Pair], times: int
     ) -> Iterator[Finding]:
@@ -321,16 +358,22 @@ class Suspicions:
         """What was torn, as the schedule shows it that has the fewest preemptions, or as given."""
         look, change, act = map(_place, sites)
         racing = any(tuple(sorted(pair)) in self._races for pair in itertools.pairwise(sites))
-        lines = {(place.file, place.line) for place in (look, change, act)}
-        if racing or lines <= told or not same_function(look, act):
-            return  # told as a race, or as what failed; or the act hardly depends on the look
+        if racing or {(place.file, place.line) for place in (look, change, act)} <= told:
+            return  # told as a race, or as what failed
         if choices is None:
             choices = follower.shrunk(self._torn[sites], self._tears(sites))
         bench = _Bench(self._threads)
-        execution = follower.follow(choices, record=True, hear=bench.hear)
+        watched = {sites[0], sites[2]}
+        execution = follower.follow(choices, record=True, hear=bench.hear, watched=watched)
         found = bench.atomicity.torn.get(sites)
         if execution is None or found is None:
             return
+        events = found.look.event, found.change.event, found.act.event
+        one, two, three = (bench.steps[event] for event in events)
+        if not same_function(look, act) and not _within_a_call(
+            execution.stacks.get(one, ()), execution.stacks.get(three, ())
+        ):
+            return  # the act hardly depends on the look
         again = 0
         for _ in range(CONFIRMATIONS):
             bench_again = _Bench(self._threads)
@@ -342,8 +385,6 @@ class Suspicions:
             found=(1, "judged", 0.0),
             reproduced=(again, CONFIRMATIONS),
         )
-        events = found.look.event, found.change.event, found.act.event
-        one, two, three = (bench.steps[event] for event in events)
         finding = interleavings.torn(
             execution, (one, two, three), self._serial(follower), schedule, strict=self._strict
         )
@@ -359,10 +400,9 @@ class Suspicions:
         return attempt
 
     def _serial(self, follower: Follower) -> list[ControlledExecution]:
-        """One recorded execution for each thread that may be the first of all."""
-        firsts = [(first,) if first else () for first in range(len(self._names))]
-        executions = [follower.follow(choices, record=True) for choices in firsts]
-        return [execution for execution in executions if execution is not None]
+        """Recorded executions whose threads run one after the other, in all orders of a few."""
+        orders = itertools.islice(itertools.permutations(range(len(self._names))), _ORDERS)
+        return [follower.in_order(order) for order in orders]
 
     def _inverted(self, follower: Follower, choices: Choices, cycle: Cycle) -> Iterator[Finding]:
         """A cycle of locks that no execution came to."""
@@ -370,6 +410,13 @@ class Suspicions:
         execution = follower.follow(choices, record=True, hear=oracle.hear)
         if execution is not None:
             yield accesses.inversion(cycle, execution, oracle.steps, self._names)
+
+
+def _within_a_call(one: tuple[Place, ...], other: tuple[Place, ...]) -> bool:
+    """Whether two stacks share a call within the body; not the body alone."""
+    both = zip(one, other, strict=False)
+    shared = itertools.takewhile(lambda pair: same_function(*pair), both)
+    return sum(1 for _ in shared) > 1
 
 
 def _is_note(finding: Finding) -> bool:

@@ -182,7 +182,8 @@ class Clash(NamedTuple):
         earlier: the one that came first in this execution.
         later: the other one.
         together: whether the later thread already stood before its access when the earlier one was
-            made: so either could have come first, and this very execution proves it.
+            made: so either could have come first, and this very execution proves it. Always so of
+            two steps of a generator: there is no standing before one, who is in it is in it.
         location: what else is known of it; it goes on to change.
     """
 
@@ -389,7 +390,8 @@ class Races(Order):
     ) -> Sequence[Clash]:
         found = []
         for other in others:
-            together = before < other[0]
+            fragile = other[4] == touch[4] == WHOLE | WRITE  # they break where two are in them
+            together = before < other[0] or fragile
             one, two = other[3], touch[3]
             pair = (one, two) if one <= two else (two, one)
             known = self.clashes.get(pair)

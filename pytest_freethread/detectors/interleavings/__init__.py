@@ -137,13 +137,13 @@ def torn(
         strict: whether it is an error.
 
     Returns:
-        None where a reader has no name for it, or where it leaves what a serial execution does.
+        None where it leaves what a serial execution does.
     """
     story = _Story(execution)
     trace, targets = execution.trace, story.targets
     violation = atomicity.torn(trace, targets, *steps)
     others = [(each.trace, naming.targets(each.trace)) for each in serial]
-    if violation is None or not atomicity.matters(violation, trace, targets, others):
+    if not atomicity.matters(violation, trace, targets, others):
         return None
     message = atomicity.sentence(violation, trace, targets)
     symptom = Symptom(kind="atomicity", message=message, failure=None)

@@ -8,8 +8,9 @@ of several it is the one around a preemption, with the fewest steps between the 
 
 from __future__ import annotations
 
+import ast
 import re
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pytest_freethread.detectors.interleavings import naming
 from pytest_freethread.records import Violation
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from pytest_freethread.records import Failure, Step
+
+_Kind: TypeAlias = Literal["lost-update", "check-then-act", "iteration"]
 
 _CHECK = re.compile(r"(if|elif|while|assert)\b|.*\b(if|and|or|not)\b")
 _LONGEST = 1_000
@@ -62,15 +65,11 @@ def violation(
 
 def torn(
     trace: Sequence[Step], targets: Sequence[str], look: int, change: int, act: int
-) -> Violation | None:
-    """The pattern of three given steps, if a reader has a name for it."""
-    return next(
-        (
-            each.violation
-            for each in _candidates(trace, targets, frozenset(), None, only=change)
-            if (each.violation.look, each.violation.act) == (look, act)
-        ),
-        None,
+) -> Violation:
+    """Three given steps as a pattern: a lost update where the act writes back what was read."""
+    updates = _updates(trace, look, change, act)
+    return _violation(
+        trace, targets, "lost-update" if updates else "check-then-act", look, change, act
     )
 
 
@@ -82,8 +81,8 @@ def matters(
 ) -> bool:
     """Whether the three steps leave something that no serial execution leaves.
 
-    Where a value cannot be compared, since it is an object of its own, it counts whether the act
-    was made more often than in any of them: a thing was made twice that is made once.
+    That is a value at one of the locations. Where the act makes an object of its own, or takes one
+    away, it is enough that it was made more often than in any serial execution.
 
     Args:
         violation: the steps.
@@ -91,17 +90,60 @@ def matters(
         targets: what each of them is about.
         serial: of executions whose threads ran one after the other, the same.
     """
-    target, place = targets[violation.act], trace[violation.act].place
+    act = trace[violation.act]
+    if _looks_itself(act):
+        return False
+    others = [_left(*each) for each in serial]
+    left = _left(trace, targets)
+    if any(all(values != other.get(target) for other in others) for target, values in left.items()):
+        return True
+    exchangeable = act.after is not None and not act.after.startswith("<")
+    return not (exchangeable and not _takes(act)) and _times(act, trace) > max(
+        (_times(act, steps) for steps, _ in serial), default=0
+    )
 
-    def left(steps: Sequence[Step], about: Sequence[str]) -> tuple[str | None, int]:
-        writes = [s for s, t in zip(steps, about, strict=True) if t == target and s.write]
-        return writes[-1].after if writes else None, sum(s.place == place for s in writes)
 
-    value, acts = left(trace, targets)
-    others = [left(*each) for each in serial]
-    if value is None or value.startswith("<") or " of " in value:
-        return acts > max((count for _, count in others), default=0)
-    return all(value != other for other, _ in others)
+def _left(trace: Sequence[Step], targets: Sequence[str]) -> dict[str, list[str | None]]:
+    """By name, what was written last at each location of that name."""
+    last: dict[tuple[str, int, str | None], str | None] = {}
+    for step, target in zip(trace, targets, strict=True):
+        if step.write and naming.kind_of(step):
+            last[target, step.location, step.key] = step.after
+    left: dict[str, list[str | None]] = {}
+    for (target, _, _), value in last.items():
+        left.setdefault(target, []).append(value)
+    for values in left.values():
+        values.sort(key=str)
+    return left
+
+
+def _times(act: Step, trace: Sequence[Step]) -> int:
+    return sum(step.write and step.place == act.place for step in trace)
+
+
+def _takes(act: Step) -> bool:
+    """Whether what an act takes away cannot be taken twice."""
+    match _called(act):
+        case ast.Call(func=ast.Attribute(attr="pop" | "popleft" | "popitem" | "remove")):
+            return True
+    return act.place.source.startswith("del ")
+
+
+def _looks_itself(act: Step) -> bool:
+    """Whether an act finds out by itself what there is, and minds no change since the look."""
+    match _called(act):
+        case ast.Call(func=ast.Attribute(attr="setdefault" | "discard")):
+            return True
+        case ast.Call(func=ast.Attribute(attr="pop"), args=[_, _]):
+            return True
+    return False
+
+
+def _called(step: Step) -> ast.expr | None:
+    try:
+        return ast.parse(naming.flat(step.place.source), mode="eval").body
+    except SyntaxError:
+        return None
 
 
 def _candidates(
@@ -109,18 +151,13 @@ def _candidates(
     targets: Sequence[str],
     preempted: AbstractSet[int],
     failure: Failure | None,
-    only: int | None = None,
 ) -> Iterator[_Candidate]:
-    """All patterns; those around one change alone, if `only` says which."""
     raised = failure.thread if failure is not None and failure.phase == "body" else None
-    names = {step.location: target for step, target in zip(trace, targets, strict=True)}
     touches: dict[int, list[int]] = {}
     for index, step in enumerate(trace):
         if naming.kind_of(step):
             touches.setdefault(step.location, []).append(index)
     for change, step in enumerate(trace):
-        if only is not None and change != only:
-            continue
         if step.write and naming.kind_of(step) and _changes(step):
             for look, act, kind in _around(trace, touches[step.location], change, failure):
                 mine = [i for i in range(look, act) if trace[i].thread == trace[look].thread]
@@ -130,27 +167,34 @@ def _candidates(
                 )
                 if between:
                     continue  # a later change of that thread says it better
-                ordered = set(step.held) & set(trace[act].held)
-                released = ordered & set(trace[look].held)
-                reread = any(
-                    trace[i].thread == trace[act].thread and _same(trace[i], trace[act])
-                    for i in range(change + 1, act)
-                )
                 yield _Candidate(
                     raised is not None and trace[act].thread != raised,
                     not any(i in preempted for i in mine),
                     len(mine),
                     -change,
-                    Violation(
-                        kind=kind,
-                        look=look,
-                        change=change,
-                        act=act,
-                        released=names[min(released)] if released else None,
-                        late=names[min(ordered)] if ordered and not released else None,
-                        overwrites=_assigns(step) and _assigns(trace[act]) and not reread,
-                    ),
+                    _violation(trace, targets, kind, look, change, act),
                 )
+
+
+def _violation(  # noqa: PLR0917 - the trace, what its steps are about, and what to say of three
+    trace: Sequence[Step], targets: Sequence[str], kind: _Kind, look: int, change: int, act: int
+) -> Violation:
+    names = {step.location: target for step, target in zip(trace, targets, strict=True)}
+    ordered = set(trace[change].held) & set(trace[act].held)
+    released = ordered & set(trace[look].held)
+    reread = any(
+        trace[i].thread == trace[act].thread and _same(trace[i], trace[act])
+        for i in range(change + 1, act)
+    )
+    return Violation(
+        kind=kind,
+        look=look,
+        change=change,
+        act=act,
+        released=names[min(released)] if released else None,
+        late=names[min(ordered)] if ordered and not released else None,
+        overwrites=_assigns(trace[change]) and _assigns(trace[act]) and not reread,
+    )
 
 
 def sentence(violation: Violation, trace: Sequence[Step], targets: Sequence[str]) -> str:
@@ -209,7 +253,7 @@ def repair(violation: Violation, trace: Sequence[Step]) -> str:
 
 def _around(
     trace: Sequence[Step], touches: Sequence[int], change: int, failure: Failure | None
-) -> Iterator[tuple[int, int, Literal["lost-update", "check-then-act", "iteration"]]]:
+) -> Iterator[tuple[int, int, _Kind]]:
     """For each other thread: a look before a change, and an act on it after that."""
     changed = trace[change]
     raised = failure.thread if failure is not None and failure.phase == "body" else None

@@ -154,6 +154,8 @@ def targets(trace: Sequence[Step]) -> list[str]:
             mine[flat(step.place.source)] = f"{step.label}.{step.key}"
         elif kind not in {"attribute", "global", "cell"}:
             text = container(step.place.source) if kind else synchroniser(step.place.source)
+            if step.op == "iterator write" and step.label == "generator":
+                text = f"the generator {step.place.function}"  # within its own body
             known = mine.get(text)
             if not objects.get(step.location, (False, ""))[0]:
                 objects[step.location] = known is not None, known or text or step.label
