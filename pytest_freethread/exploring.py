@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_freethread.execution.kernel import Hear
     from pytest_freethread.records import ControlledExecution, Finding, Phase
     from pytest_freethread.scheduling import Pending, Scheduler
-    from pytest_freethread.suspecting import Attempt, Choices
+    from pytest_freethread.suspecting import Attempt, Choices, Run
 
     Cleanup = Callable[[frozenset[int]], Iterable[tuple[Phase, int | None, BaseException]]]
 
@@ -444,8 +444,8 @@ class _Explorer:
         return interleavings.finding(symptom, execution, schedule)
 
     def _same(self, symptom: Symptom) -> Attempt:
-        def attempt(run: Callable[[Hear | None], ControlledExecution]) -> bool:
-            seen = self.symptom(run(None))
+        def attempt(run: Run) -> bool:
+            seen = self.symptom(run())
             return seen is not None and seen.key == symptom.key
 
         return attempt
@@ -476,8 +476,9 @@ class _Explorer:
         self.controlled.choose_everywhere(False)
         last: list[ControlledExecution] = []
 
-        def run(hear: Hear | None) -> ControlledExecution:
-            last[:] = [self.run(search.choose, early_timeouts=0, hear=hear)]
+        def run(*, hear: Hear | None = None, record: bool = False) -> ControlledExecution:
+            self.controlled.choose_everywhere(record)  # else quiet steps are not kept
+            last[:] = [self.run(search.choose, early_timeouts=0, hear=hear, record=record)]
             search.end()
             return last[0]
 
@@ -500,8 +501,9 @@ class _Explorer:
         def shows(candidate: Runs) -> Runs | None:
             last: list[ControlledExecution] = []
 
-            def run(hear: Hear | None) -> ControlledExecution:
-                last[:] = [self.replay(_expanded(candidate), strict=False, hear=hear)]
+            def run(*, hear: Hear | None = None, record: bool = False) -> ControlledExecution:
+                choices = _expanded(candidate)
+                last[:] = [self.replay(choices, strict=False, hear=hear, record=record)]
                 return last[0]
 
             return _runs(last[0]) if attempt(run) else None

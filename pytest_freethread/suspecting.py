@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from pytest_freethread.execution.kernel import Chooser, Hear
     from pytest_freethread.records import ControlledExecution, Event, Finding
 
-    Attempt: TypeAlias = Callable[[Callable[[Hear | None], ControlledExecution]], bool]
+    class Run(Protocol):
+        """Runs one schedule."""
+
+        def __call__(
+            self, *, hear: Hear | None = None, record: bool = False
+        ) -> ControlledExecution:
+            """Keep the trace, if asked to."""
+
+    Attempt: TypeAlias = Callable[[Run], bool]
 
 CONFIRMATIONS: Final = 10
 """How often a schedule is run again before what it shows is reported."""
@@ -360,8 +368,9 @@ class Suspicions:
         racing = any(tuple(sorted(pair)) in self._races for pair in itertools.pairwise(sites))
         if racing or {(place.file, place.line) for place in (look, change, act)} <= told:
             return  # told as a race, or as what failed
+        serial = self._serial(follower)
         if choices is None:
-            choices = follower.shrunk(self._torn[sites], self._tears(sites))
+            choices = follower.shrunk(self._torn[sites], self._tears(sites, serial))
         bench = _Bench(self._threads)
         watched = {sites[0], sites[2]}
         execution = follower.follow(choices, record=True, hear=bench.hear, watched=watched)
@@ -386,16 +395,21 @@ class Suspicions:
             reproduced=(again, CONFIRMATIONS),
         )
         finding = interleavings.torn(
-            execution, (one, two, three), self._serial(follower), schedule, strict=self._strict
+            execution, (one, two, three), serial, schedule, strict=self._strict
         )
         if finding is not None:
             yield finding
 
-    def _tears(self, sites: Sites) -> Attempt:
-        def attempt(run: Callable[[Hear | None], ControlledExecution]) -> bool:
+    def _tears(self, sites: Sites, serial: Sequence[ControlledExecution]) -> Attempt:
+        def attempt(run: Run) -> bool:
             bench = _Bench(self._threads)
-            run(bench.hear)
-            return sites in bench.atomicity.torn
+            execution = run(hear=bench.hear, record=True)
+            found = bench.atomicity.torn.get(sites)
+            if found is None:
+                return False
+            events = found.look.event, found.change.event, found.act.event
+            look, change, act = (bench.steps[event] for event in events)
+            return interleavings.matters(execution, (look, change, act), serial)
 
         return attempt
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import contextvars
+import enum
 import linecache
 import sys
 import threading
@@ -30,7 +31,7 @@ from pytest_freethread.execution.baton import Baton, Core
 from pytest_freethread.execution.values import described, peek
 from pytest_freethread.instrument import probes, shadows
 from pytest_freethread.instrument.effects import ITEM_WRITE, OP_NAMES, ROUTE
-from pytest_freethread.instrument.shadows import CLOCK, Lock, NewKey, RLock, Task
+from pytest_freethread.instrument.shadows import CLOCK, Lock, NewKey, RLock, SameKey, Task
 from pytest_freethread.interpreter import get_ident
 from pytest_freethread.records import (
     ControlledExecution,
@@ -87,6 +88,7 @@ class Unwound(BaseException):
 _NOBODY: Final = -1
 _WRITES: Final = tuple(bool(op & 1) for op in range(max(OP_NAMES) + 1))
 _BEGINNING: Final = Pending(None, None, False, -1)
+_BY_IDENTITY: Final = (object.__hash__, enum.Enum.__hash__)
 _LOCKS: Final = frozenset({Lock, RLock})
 _NO_OBJECT: Final = -1
 _PLAIN: Final = frozenset({str, int, bytes, bool, float, type(None)})
@@ -235,8 +237,10 @@ class Kernel:
                 self.sites.add(site)
                 self.widened = True
         part = key
-        if op == ITEM_WRITE and isinstance(obj, dict) and not dict.__contains__(obj, key):
-            part = None if key is None else NewKey(key)
+        if op == ITEM_WRITE and isinstance(obj, dict):
+            plain = key.key if type(key) is SameKey else key
+            if not dict.__contains__(obj, plain):
+                part = None if key is None else NewKey(key)
         self.pending[index] = _make(Pending, (obj, part, _WRITES[op], site))
         if self.steps >= self.look:
             self._look(me)
@@ -1319,9 +1323,14 @@ def _native_id() -> int:
 
 
 def _comparable(key: Any) -> Any:
-    """A key that may be compared without running any code; None if it is none."""
-    if type(key) is tuple and all(type(part) in _PLAIN for part in key):
+    """A key that may be compared without running any code of the user's; None if it is none."""
+    kind: Any = type(key)
+    if kind is tuple and all(type(part) in _PLAIN for part in key):
         return key
+    if kind.__hash__ in _BY_IDENTITY and kind.__eq__ is object.__eq__:
+        return SameKey(key)
+    if kind.__hash__ is int.__hash__ and kind.__eq__ is int.__eq__:
+        return int.__int__(key)
     return None
 
 

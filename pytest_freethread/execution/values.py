@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from enum import Enum
 from types import CellType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any, Final
+
+from pytest_freethread.instrument.shadows import SameKey
 
 _PLAIN: Final = frozenset({str, int, bytes, bool, float, type(None)})
 _CONTAINERS: Final = frozenset({list, dict, set, tuple, frozenset, bytearray, deque})
@@ -27,13 +30,16 @@ MISSING: Final = "missing"
 def peek(obj: Any, key: Any, op: str) -> str | None:
     """What is at a location, shortly; None where that cannot be told."""
     kind = type(obj)
+    if type(key) is SameKey:
+        key = key.key
     if op.startswith("attribute"):
         return _attribute(obj, key)
     if op.startswith("item"):
-        if kind is dict and key is not None:
-            return _short(obj[key]) if key in obj else MISSING
-        if kind is set and key is not None:
-            return "present" if key in obj else MISSING
+        # Past what a subclass may have to say about it.
+        if issubclass(kind, dict) and key is not None:
+            return _short(dict.get(obj, key)) if dict.__contains__(obj, key) else MISSING
+        if issubclass(kind, set) and key is not None:
+            return "present" if set.__contains__(obj, key) else MISSING
         if kind is list and type(key) is int:
             return _short(obj[key]) if -len(obj) <= key < len(obj) else MISSING
     if kind is CellType:
@@ -69,7 +75,7 @@ def described(obj: Any, key: Any, op: str, name: str | None) -> tuple[str, str, 
         found = sys.modules.get(module) if type(module) is str else None
         if isinstance(found, ModuleType) and vars(found) is obj:
             return op.replace("item", "global"), str(module), key
-    return op, label, repr(key)
+    return op, label, _short(key.key) if type(key) is SameKey else repr(key)
 
 
 def _attribute(obj: Any, key: Any) -> str | None:
@@ -112,6 +118,8 @@ def _short(value: Any) -> str:
             elif kind is not dict or not value:
                 text = repr(value)
         return text if text and len(text) <= _LONGEST else f"{kind.__name__} of {len(value)}"
+    if isinstance(value, Enum):
+        return f"{_name_of_type(kind)}.{object.__getattribute__(value, '_name_')}"
     return f"<{_name_of_type(value if isinstance(value, type) else kind)}>"
 
 

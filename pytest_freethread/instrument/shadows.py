@@ -67,6 +67,21 @@ class NewKey:
         return hash(self.key)
 
 
+class SameKey:
+    """In a `Pending`: a key that is equal to nothing but itself, such as a member of an `Enum`."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is SameKey and other.key is self.key
+
+    def __hash__(self) -> int:
+        return id(self.key)
+
+
 class Gate(Protocol):
     """What a thread waits for."""
 

@@ -141,10 +141,9 @@ def torn(
     """
     story = _Story(execution)
     trace, targets = execution.trace, story.targets
-    violation = atomicity.torn(trace, targets, *steps)
-    others = [(each.trace, naming.targets(each.trace)) for each in serial]
-    if not atomicity.matters(violation, trace, targets, others):
+    if not matters(execution, steps, serial):
         return None
+    violation = atomicity.torn(trace, targets, *steps)
     message = atomicity.sentence(violation, trace, targets)
     symptom = Symptom(kind="atomicity", message=message, failure=None)
     repair = atomicity.repair(violation, trace)
@@ -156,6 +155,18 @@ def torn(
         token=schedule.token,
         reproduced=schedule.reproduced,
     )
+
+
+def matters(
+    execution: ControlledExecution,
+    steps: tuple[int, int, int],
+    serial: Sequence[ControlledExecution],
+) -> bool:
+    """Whether three steps leave something that no serial execution leaves; see `torn`."""
+    targets = naming.targets(execution.trace)
+    violation = atomicity.torn(execution.trace, targets, *steps)
+    others = [(each.trace, naming.targets(each.trace)) for each in serial]
+    return atomicity.matters(violation, execution.trace, targets, others)
 
 
 def _doubtful(schedule: Schedule) -> bool:
