@@ -187,6 +187,7 @@ def search(
                 execution = explorer.run(
                     choose,
                     early_timeouts=early,
+                    stays=getattr(scheduler, "stays", None),
                     hear=None if suspicions is None else suspicions.hear,
                 )
                 scheduler.end()
@@ -304,6 +305,7 @@ class _Explorer:
         early_timeouts: int = sys.maxsize,
         record: bool = False,
         fair: bool = True,
+        stays: Callable[[], bool] | None = None,
         hear: Hear | None = None,
         watched: Container[int] = (),
     ) -> ControlledExecution:
@@ -317,6 +319,7 @@ class _Explorer:
             early_timeouts=early_timeouts,
             record=record,
             fair=fair,
+            stays=stays,
             hear=hear,
             watched=watched,
         )
@@ -349,7 +352,14 @@ class _Explorer:
     ) -> ControlledExecution:
         replay = Replay(choices, strict=strict)
         replay.begin()
-        execution = self.run(replay.choose, record=record, fair=False, hear=hear, watched=watched)
+        execution = self.run(
+            replay.choose,
+            record=record,
+            fair=False,
+            stays=replay.stays,
+            hear=hear,
+            watched=watched,
+        )
         replay.end()
         return execution
 

@@ -8,7 +8,7 @@ from pytest_freethread.detectors.order import ACQUIRE, EFFECTS, LOCK_EFFECTS
 from pytest_freethread.detectors.races import ATOMIC, HOW, ITEM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from pytest_freethread.records import Event
 
@@ -17,6 +17,40 @@ _SYNCHRONISATIONS: Final[Mapping[tuple[bool, str], int]] = {
     **{(False, name): effect for name, effect in EFFECTS.items()},
     **{(lock, "fail"): ACQUIRE for lock in (False, True)},
 }
+
+
+_NO_STEPS: Final = frozenset({"fork", "joined", "gone"})
+_LONGEST: Final = 64
+"""Events of a repetition that is recognised."""
+
+
+def _condensed(events: Sequence[Event]) -> Iterator[int]:
+    """The indices of the events without what a thread repeats for the third time and more.
+
+    Nobody else does anything meanwhile, so there is no telling the times apart: whoever comes after
+    one of them comes after all, or was there before the first. Two are kept, since two writes are
+    more than one.
+    """
+    last: dict[Event, int] = {}
+    index, count = 0, len(events)
+    while index < count:
+        event = events[index]
+        before = last.get(event)
+        if before is not None and index - before <= _LONGEST:
+            period = index - before
+            block = events[before:index]
+            end = index
+            while events[end : end + period] == block:
+                end += period
+            if end > index + period and all(each[0] == event[0] for each in block):
+                yield from range(index, index + period)
+                for offset, each in enumerate(block):
+                    last[each] = end - period + offset
+                index = end
+                continue
+        last[event] = index
+        yield index
+        index += 1
 
 
 class Judge(Protocol):
@@ -65,16 +99,21 @@ class Hearing:
 
     def hear(self, events: Sequence[Event]) -> None:
         """The next part of the execution."""
+        kept = list(_condensed(events))
+        told = [events[index] for index in kept]
         for judge in self._judges:
-            self._tell(judge, events)
-        for _, obj, _, op, _ in events:
-            if obj < 0 or op == "gone":
-                self._made += obj < 0
-            elif op in {"fork", "joined"}:
-                self.steps.append(-1)
-            else:
-                self.steps.append(self._made)
-                self._made += 1
+            self._tell(judge, told)
+        made = self._made
+        numbers = []
+        for _, _, _, op, _ in events:
+            numbers.append(-1 if op in _NO_STEPS else made)
+            made += op not in _NO_STEPS
+        self.steps += [
+            numbers[index]
+            for index, event in zip(kept, told, strict=True)
+            if event[1] >= 0 and event[3] != "gone"
+        ]
+        self._made = made
 
     def _tell(self, judge: Judge, events: Sequence[Event]) -> None:
         how_of, atomic = self._how, self._atomic

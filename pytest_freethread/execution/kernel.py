@@ -123,6 +123,8 @@ class Kernel:
     choose: Chooser
     user_choose: Chooser
     choices: list[int]
+    stays: Callable[[], bool] | None
+    staying: bool
     turns: list[tuple[int, int, int]]
     steps: int
     turn_began: int
@@ -236,6 +238,15 @@ class Kernel:
                 self.steps -= 1  # it spins, and here is where others may go first
                 self.sites.add(site)
                 self.widened = True
+        if self.staying and self.steps + 1 < self.look and not self.record:
+            self.steps += 1
+            if _WRITES[op]:
+                self.progress = self.steps
+            log = self.log
+            if log is not None:
+                number = self.numbers.get(id(obj)) or self._number(obj)
+                log((index, number, key, op, site))
+            return obj
         part = key
         if op == ITEM_WRITE and isinstance(obj, dict):
             plain = key.key if type(key) is SameKey else key
@@ -253,6 +264,8 @@ class Kernel:
                 return obj  # a finalizer, while the control is on its way to the driving thread
             self._fail(me, error)
         self.choices.append(chosen)
+        if self.stays is not None:
+            self.staying = self.stays()
         if chosen != index:
             self._switch(me, chosen)
         self.steps += 1
@@ -391,6 +404,18 @@ class Kernel:
         me.expired = False
         if self.solo:
             return self._step_alone(me, what, gate, timeout)
+        if (
+            self.staying
+            and self.steps + 1 < self.look
+            and not self.record
+            and (gate is None or gate.open(me))
+        ):
+            self.steps += 1
+            if write:
+                self.progress = self.steps
+            if self.log is not None:
+                self._tell_of(me, obj, what, site, patient=gate is not None and timeout is None)
+            return True
         index = me.index
         self.pending[index] = _make(Pending, (obj, None, write, site))
         if gate is not None:
@@ -415,6 +440,8 @@ class Kernel:
             except BaseException as error:
                 self._fail(me, error)
             self.choices.append(chosen)
+            if self.stays is not None:
+                self.staying = self.stays()
             if chosen != index or gate is not None:
                 self._switch(me, chosen)
         if gate is not None:
@@ -433,10 +460,17 @@ class Kernel:
 
     def _give_up_waiting(self, me: Task) -> None:
         me.gate = me.deadline = None
-        self.changed()
+        self._update()
 
     def changed(self) -> None:
         """See `shadows.Conductor`."""
+        for task in self.live:
+            if task.gate is not None:
+                self._update()
+                break
+
+    def _update(self) -> None:
+        """Find out who can go on."""
         ready = [task.index for task in self.live if task.gate is None or self._can_go_on(task)]
         if ready != self.ready:
             self.ready = ready
@@ -544,7 +578,7 @@ class Kernel:
         while True:
             if self.returned:
                 self._take_back()
-            self.changed()
+            self._update()
             if self.ready:
                 return True
             if self.unended == 0 and self.waits_for_all:
@@ -571,7 +605,7 @@ class Kernel:
                 if not task.gate.open(task):
                     task.expired = True
                 task.deadline = None
-        self.changed()
+        self._update()
 
     def _look(self, me: Task) -> bool:
         """Now and then: does the thread that runs get anywhere? If not, others go first."""
@@ -585,7 +619,7 @@ class Kernel:
         if len(self.events) >= _MOST_EVENTS:
             self._tell()
         alone = min(steps - self.turn_began, steps - self.progress)
-        self.changed()
+        self._update()
         if self.fair and alone >= _LOOK:
             others = [index for index in self.ready if index != me.index]
             if others and me.index in self.ready:
@@ -604,6 +638,7 @@ class Kernel:
         *,
         record: bool,
         fair: bool,
+        stays: Callable[[], bool] | None,
         hear: Hear | None,
         watched: Container[int],
     ) -> None:
@@ -623,6 +658,8 @@ class Kernel:
         self.now = self.steps = self.turn_began = self.progress = self.spins = self.late = 0
         self.look = min(_LOOK, max_steps)
         self.choices = []
+        self.stays = stays
+        self.staying = False
         self.turns = []
         self.trace = []
         self.pauses = []
@@ -671,6 +708,7 @@ class Kernel:
         early_timeouts: int,
         record: bool,
         fair: bool,
+        stays: Callable[[], bool] | None,
         hear: Hear | None,
         watched: Container[int],
     ) -> ControlledExecution:
@@ -681,6 +719,7 @@ class Kernel:
             max_steps,
             record=record,
             fair=fair,
+            stays=stays,
             hear=hear,
             watched=watched,
         )
@@ -766,7 +805,7 @@ class Kernel:
                 self.log((main.index, index, None, "fork", -1))
         self.live[:0] = newcomers
         self.waits_for_all = True
-        self.changed()
+        self._update()
         if not bodies:
             self.waits_for_all = False
         else:
@@ -786,7 +825,7 @@ class Kernel:
         if self.live and self.outcome == "ended":
             self.running = self.main_ident
             bisect.insort(self.live, main, key=lambda task: task.index)
-            self.changed()
+            self._update()
         elif not self.live:
             self.solo = True
 
@@ -842,7 +881,7 @@ class Kernel:
         if self.log is not None:
             self.log((me.index, task.index, None, "fork", me.site))
         self.live.append(task)
-        self.changed()
+        self._update()
         after, index = self.choose, me.index
 
         def back(*_: object) -> int:
@@ -895,7 +934,7 @@ class Kernel:
         self.live.remove(task)
         if task.index < self.main.index:
             self.unended -= 1
-        self.changed()
+        self._update()
         try:
             if self.unended == 0 and self.waits_for_all and self._only_daemons():
                 self._to_main(task)
@@ -964,7 +1003,7 @@ class Kernel:
         """Choose among the others; whether there was one. Called by the driving thread."""
         with self.guard:
             self._take_back()
-            self.changed()
+            self._update()
             while not self.ready:
                 deadlines = [task.deadline for task in self.live if task.deadline is not None]
                 if not deadlines:
@@ -1033,7 +1072,7 @@ class Kernel:
             task.gate = None
             self.pending[task.index] = _BEGINNING
             bisect.insort(self.live, task, key=lambda each: each.index)
-        self.changed()
+        self._update()
 
     def _held_elsewhere(self) -> bool:
         """Whether somebody waits for a lock that a thread outside of control holds."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Plain:
-    """Three executions: always the first thread that can run, always the last, and in turns."""
+    """Three executions: one thread after the other, the other way round, and in turns."""
 
     exhausted = False
 
@@ -27,15 +27,19 @@ class Plain:
         self, enabled: Sequence[int], current: int | None, _pending: Sequence[Pending | None]
     ) -> int:
         """By position alone."""
-        if self._execution == 1:
-            return enabled[0]
-        if self._execution == 2:
-            return enabled[-1]
+        if self.stays():
+            if current is not None and current in enabled:
+                return current
+            return enabled[0 if self._execution == 1 else -1]
         if current is not None:
             for thread in enabled:
                 if thread > current:
                     return thread
         return enabled[0]
+
+    def stays(self) -> bool:
+        """See `protocol.Stays`."""
+        return self._execution <= 2
 
     def end(self) -> None:
         """Nothing is learned."""

@@ -117,6 +117,10 @@ class Portfolio:
             active = active.scheduler
         return type(active).__name__
 
+    def stays(self) -> bool:
+        """As the strategy whose turn it is says, if it does."""
+        return isinstance(self._active, Plain) and self._active.stays()
+
     def choose(
         self, enabled: Sequence[int], current: int | None, pending: Sequence[Pending | None]
     ) -> int:

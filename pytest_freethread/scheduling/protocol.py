@@ -46,6 +46,13 @@ class Scheduler(Protocol):
         """The execution that began last has ended: normally, by a deadlock or by a failure."""
 
 
+class Stays(Protocol):
+    """A scheduler that can say when there is nothing to ask it."""
+
+    def stays(self) -> bool:
+        """Whether it will choose whoever runs from now on, for as long as that can go on."""
+
+
 class Diverged(Exception):  # noqa: N818 - it is an event in a run, not somebody's error
     """A replayed execution did not go the way it went before.
 

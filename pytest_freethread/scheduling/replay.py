@@ -93,6 +93,10 @@ class Replay:
                 )
         return stay(enabled, current)
 
+    def stays(self) -> bool:
+        """See `protocol.Stays`."""
+        return self._step >= len(self._choices)
+
     def end(self) -> None:
         """Check that all choices were made.
 
