@@ -21,7 +21,7 @@ from pytest_freethread.detectors.interleavings import Schedule
 from pytest_freethread.execution import scope, stacks
 from pytest_freethread.execution.controlled import Controlled
 from pytest_freethread.records import Failure, Interleaving
-from pytest_freethread.scheduling import DFS, Diverged, Replay, decode, encode, make
+from pytest_freethread.scheduling import DFS, Diverged, Replay, Stays, decode, encode, make
 from pytest_freethread.suspecting import CONFIRMATIONS, Suspicions
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def search(
                 execution = explorer.run(
                     choose,
                     early_timeouts=early,
-                    stays=getattr(scheduler, "stays", None),
+                    stays=scheduler.stays() if isinstance(scheduler, Stays) else False,
                     hear=None if suspicions is None else suspicions.hear,
                 )
                 scheduler.end()
@@ -305,7 +305,7 @@ class _Explorer:
         early_timeouts: int = sys.maxsize,
         record: bool = False,
         fair: bool = True,
-        stays: Callable[[], bool] | None = None,
+        stays: bool = False,
         hear: Hear | None = None,
         watched: Container[int] = (),
     ) -> ControlledExecution:
@@ -356,7 +356,7 @@ class _Explorer:
             replay.choose,
             record=record,
             fair=False,
-            stays=replay.stays,
+            stays=replay.stays(),
             hear=hear,
             watched=watched,
         )

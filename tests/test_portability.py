@@ -127,7 +127,7 @@ MADE = {
     ("threads in a body", "surw"): (9, "invariant", "ft1:0x6.2x1.3x3.2x2.0x4"),
     ("threads in a body", "dfs"): (6, "invariant", "ft1:0x6.2x1.3x3.2x2.0x4"),
     ("threads in a body", "dpor"): (3, "invariant", "ft1:0x6.2x1.3x3.2x2.0x4"),
-    ("a queue", "auto"): (4, "exception", "ft1:0x3.1x6.0x2"),
+    ("a queue", "auto"): (3, "exception", "ft1:0x3.1x6.0x2"),
     ("a queue", "random"): (3, "exception", "ft1:0x3.1x6.0x2"),
     ("a queue", "pct"): (3, "exception", "ft1:0x3.1x6.0x2"),
     ("a queue", "pos"): (1, "exception", "ft1:0x3.1x6.0x2"),

@@ -119,7 +119,7 @@ class Controlled:
         early_timeouts: int = 0,
         record: bool = False,
         fair: bool = True,
-        stays: Callable[[], bool] | None = None,
+        stays: bool = False,
         hear: Hear | None = None,
         watched: Container[int] = (),
     ) -> ControlledExecution:
@@ -138,8 +138,8 @@ class Controlled:
             early_timeouts: how many short timeouts may fire while others could go on, as a choice.
             record: whether to keep the trace, with values.
             fair: whether a thread that spins lets others go first. A replay follows its schedule.
-            stays: says whether the chooser will choose whoever runs from now on, for as long as
-                that can go on; then it is not asked.
+            stays: whether the chooser always chooses whoever runs, for as long as that can go on;
+                then it is asked now and then only.
             hear: is told what happened (`records.Event`), a part at a time, in order; the last of
                 it before this returns.
             watched: sites at which a recorded execution keeps the stacks; it also tells then where

@@ -95,6 +95,12 @@ _PLAIN: Final = frozenset({str, int, bytes, bool, float, type(None)})
 _make: Final = tuple.__new__
 
 
+def _changes(event: Event) -> bool:
+    """Whether an event is no mere look at something."""
+    op = event[3]
+    return bool(op & 1) if isinstance(op, int) else True
+
+
 def _no_part(_: object) -> int:
     return 0
 
@@ -123,8 +129,10 @@ class Kernel:
     choose: Chooser
     user_choose: Chooser
     choices: list[int]
-    stays: Callable[[], bool] | None
+    # Whether the chooser stays with whoever runs, in all of the execution, and judges hear it: then
+    # sharing is learned from what they hear. While nobody waits, such a thread is quick.
     staying: bool
+    quick: bool
     turns: list[tuple[int, int, int]]
     steps: int
     turn_began: int
@@ -163,6 +171,7 @@ class Kernel:
     numbers: dict[int, int]
     kept: dict[int, Any]
     counted: int
+    touched_at: dict[Any, tuple[dict[int, int], set[int]]]
 
     def __init__(
         self,
@@ -217,11 +226,16 @@ class Kernel:
         me = self.task
         if op == ROUTE:
             me.at = site
-            return shadows.stand_in(obj, key)
+            return obj if type(obj) in _LOCKS else shadows.stand_in(obj, key)
         index = me.index
         if op > 1 and type(key) not in _PLAIN:
             key = _comparable(key)
-        if self.learn and (self.tracking or site not in self.sites):
+        if self.quick and self.steps + 1 < self.look:
+            self.steps += 1
+            number = me.numbers.get(id(obj)) or self._number(me, obj)
+            self.log((index, number, key, op, site))  # type: ignore[misc] # it is quick
+            return obj
+        if self.learn and not self.staying and (self.tracking or site not in self.sites):
             touch = id(obj) ^ (site << 48) ^ (op & 1)
             if op < 2:
                 touch ^= self.part(key)
@@ -232,21 +246,12 @@ class Kernel:
                 if self.steps < self.look or not self._look(me):
                     log = self.log
                     if log is not None:
-                        number = self.numbers.get(id(obj)) or self._number(obj)
+                        number = me.numbers.get(id(obj)) or self._number(me, obj)
                         log((index, number, key, op, site))
                     return obj
                 self.steps -= 1  # it spins, and here is where others may go first
                 self.sites.add(site)
                 self.widened = True
-        if self.staying and self.steps + 1 < self.look and not self.record:
-            self.steps += 1
-            if _WRITES[op]:
-                self.progress = self.steps
-            log = self.log
-            if log is not None:
-                number = self.numbers.get(id(obj)) or self._number(obj)
-                log((index, number, key, op, site))
-            return obj
         part = key
         if op == ITEM_WRITE and isinstance(obj, dict):
             plain = key.key if type(key) is SameKey else key
@@ -264,16 +269,15 @@ class Kernel:
                 return obj  # a finalizer, while the control is on its way to the driving thread
             self._fail(me, error)
         self.choices.append(chosen)
-        if self.stays is not None:
-            self.staying = self.stays()
         if chosen != index:
             self._switch(me, chosen)
         self.steps += 1
+        self.quick = self.staying and all(task.gate is None for task in self.live)
         if _WRITES[op]:
             self.progress = self.steps
         log = self.log
         if log is not None:
-            number = self.numbers.get(id(obj)) or self._number(obj)
+            number = me.numbers.get(id(obj)) or self._number(me, obj)
             log((index, number, key, op, site))
         if self.record:
             self._note(me, obj, key, OP_NAMES[op], _WRITES[op], site)
@@ -401,21 +405,9 @@ class Kernel:
         me.at = -1
         me.site = site
         me.glances = 0
-        me.expired = False
+        me.expired = self.quick = False
         if self.solo:
             return self._step_alone(me, what, gate, timeout)
-        if (
-            self.staying
-            and self.steps + 1 < self.look
-            and not self.record
-            and (gate is None or gate.open(me))
-        ):
-            self.steps += 1
-            if write:
-                self.progress = self.steps
-            if self.log is not None:
-                self._tell_of(me, obj, what, site, patient=gate is not None and timeout is None)
-            return True
         index = me.index
         self.pending[index] = _make(Pending, (obj, None, write, site))
         if gate is not None:
@@ -440,8 +432,6 @@ class Kernel:
             except BaseException as error:
                 self._fail(me, error)
             self.choices.append(chosen)
-            if self.stays is not None:
-                self.staying = self.stays()
             if chosen != index or gate is not None:
                 self._switch(me, chosen)
         if gate is not None:
@@ -450,6 +440,7 @@ class Kernel:
                 self._pass_time(me.deadline or 0)
             me.gate = me.deadline = None
         self.steps += 1
+        self.quick = self.staying and all(task.gate is None for task in self.live)
         if write:
             self.progress = self.steps
         if self.log is not None:
@@ -457,6 +448,21 @@ class Kernel:
         if self.record:
             self._note(me, obj, None, what, write, site)
         return not me.expired
+
+    def glide(self, obj: object, what: str) -> Task | None:
+        """See `shadows.Conductor`."""
+        if get_ident() != self.running or self.steps + 1 >= self.look:
+            return None
+        self.steps += 1
+        me = self.task
+        if me.at >= 0:
+            me.site = me.at
+            me.at = -1
+        elif what == "acquire":
+            me.site = shadows.caller_site()
+        number = me.numbers.get(id(obj)) or self._number(me, obj)
+        self.log((me.index, number, True, what, me.site))  # type: ignore[misc] # it is quick
+        return me
 
     def _give_up_waiting(self, me: Task) -> None:
         me.gate = me.deadline = None
@@ -616,6 +622,8 @@ class Kernel:
                 self._to_main(me)
             else:
                 self._stop(me, "livelock")
+        if self.staying and any(map(_changes, self.events[-_LOOK:])):
+            self.progress = steps
         if len(self.events) >= _MOST_EVENTS:
             self._tell()
         alone = min(steps - self.turn_began, steps - self.progress)
@@ -638,7 +646,7 @@ class Kernel:
         *,
         record: bool,
         fair: bool,
-        stays: Callable[[], bool] | None,
+        stays: bool,
         hear: Hear | None,
         watched: Container[int],
     ) -> None:
@@ -658,8 +666,8 @@ class Kernel:
         self.now = self.steps = self.turn_began = self.progress = self.spins = self.late = 0
         self.look = min(_LOOK, max_steps)
         self.choices = []
-        self.stays = stays
-        self.staying = False
+        self.staying = stays and hear is not None and not record
+        self.quick = False
         self.turns = []
         self.trace = []
         self.pauses = []
@@ -675,6 +683,7 @@ class Kernel:
         self.numbers = {}
         self.kept = {}
         self.counted = 0
+        self.touched_at = {}
         self.tasks = [Task(index, _nothing) for index in range(count)]
         self.tasks.append(main)
         self.pending = [None] * (count + 1)
@@ -708,7 +717,7 @@ class Kernel:
         early_timeouts: int,
         record: bool,
         fair: bool,
-        stays: Callable[[], bool] | None,
+        stays: bool,
         hear: Hear | None,
         watched: Container[int],
     ) -> ControlledExecution:
@@ -1232,16 +1241,26 @@ class Kernel:
 
     # ----- what judges hear ---
 
-    def _number(self, obj: Any) -> int:
-        """A number for an object that is heard of for the first time."""
+    def _number(self, me: Task, obj: Any) -> int:
+        """A number for an object that a thread has not heard of before.
+
+        Each thread has a record of its own: see above.
+        """
         identity = id(obj)
-        numbers, kept, log = self.numbers, self.kept, self.log
-        self.counted = number = numbers[identity] = self.counted + 1
+        known = self.numbers.get(identity)
+        if known is not None:
+            me.numbers[identity] = known
+            return known
+        numbers, kept, log, tasks = self.numbers, self.kept, self.log, self.tasks
+        self.counted = number = self.counted + 1
         if isinstance(obj, threading.local):  # every thread has its own
-            number = numbers[identity] = _NO_OBJECT
+            number = _NO_OBJECT
+        numbers[identity] = me.numbers[identity] = number
 
         def end(_: object) -> None:
             del numbers[identity], kept[identity]
+            for task in tasks:
+                task.numbers.pop(identity, None)
             if log is not None:
                 log((0, number, None, "gone", -1))
 
@@ -1259,7 +1278,7 @@ class Kernel:
             what = "fail" if not free else what if patient or not lock else "try"
         elif what == "get" and obj.real.empty():
             what = "fail"
-        number = self.numbers.get(id(obj)) or self._number(obj)
+        number = me.numbers.get(id(obj)) or self._number(me, obj)
         self.log((me.index, number, lock, what, site))  # type: ignore[misc] # somebody listens
 
     def _tell(self) -> None:
@@ -1267,7 +1286,26 @@ class Kernel:
         if self.hear is not None:
             events, self.events = self.events, []
             self.log = self.events.append
+            if self.staying and self.learn:
+                self._learn_from(events)
             self.hear(events)
+
+    def _learn_from(self, events: Iterable[Event]) -> None:
+        """The same as `_first_touch`, of an execution in which there was nothing to choose."""
+        touched = self.touched_at
+        for thread, number, key, op, site in dict.fromkeys(events):
+            if op.__class__ is not int:
+                continue
+            location = touched.setdefault((number, key if op < 2 else None), ({}, set()))
+            location[0][thread] = location[0].get(thread, 0) | op & 1
+            location[1].add(site)
+            if len(location[0]) > 1 and any(location[0].values()) and location[1] - self.sites:
+                self.sites |= location[1]
+                self.quiet_sites -= location[1]
+                self.widened = True
+            elif site not in self.sites:
+                self.quiet_sites.add(site)
+        self.tracking = bool(self.quiet_sites)
 
     # ----- the trace ---
 

@@ -15,7 +15,7 @@ from pytest_freethread.scheduling.pct import PCT
 from pytest_freethread.scheduling.plain import Plain
 from pytest_freethread.scheduling.portfolio import Portfolio, PreemptionBound
 from pytest_freethread.scheduling.pos import POS
-from pytest_freethread.scheduling.protocol import Diverged, Scheduler, dependent
+from pytest_freethread.scheduling.protocol import Diverged, Scheduler, Stays, dependent
 from pytest_freethread.scheduling.replay import Replay, decode, encode
 from pytest_freethread.scheduling.surw import SURW
 from pytest_freethread.scheduling.walk import RandomWalk
@@ -36,6 +36,7 @@ __all__ = [
     "RandomWalk",
     "Replay",
     "Scheduler",
+    "Stays",
     "decode",
     "dependent",
     "encode",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,11 +46,12 @@ class Scheduler(Protocol):
         """The execution that began last has ended: normally, by a deadlock or by a failure."""
 
 
+@runtime_checkable
 class Stays(Protocol):
     """A scheduler that can say when there is nothing to ask it."""
 
     def stays(self) -> bool:
-        """Whether it will choose whoever runs from now on, for as long as that can go on."""
+        """Whether it always chooses whoever runs, in the execution that began last."""
 
 
 class Diverged(Exception):  # noqa: N818 - it is an event in a run, not somebody's error

@@ -95,7 +95,7 @@ class Replay:
 
     def stays(self) -> bool:
         """See `protocol.Stays`."""
-        return self._step >= len(self._choices)
+        return not self._choices
 
     def end(self) -> None:
         """Check that all choices were made.
