@@ -45,6 +45,12 @@ _OUTLIVES = (
     "global that is not made anew"
 )
 
+_STEPS = 20_000
+"""Steps after which an execution counts as a livelock, if the bodies alone take fewer."""
+
+_MOST_STEPS = 400_000
+"""Steps that bodies which are run one after the other may take, to be explored at all."""
+
 _EARLY_TIMEOUTS = 3
 """How many short timeouts fire before their time, at most, in a schedule that chance decides."""
 
@@ -203,11 +209,16 @@ def search(
             timed = timed or execution.timed
             if progress is not None:
                 progress(learning + count)
-            if program.ends and execution.outcome == "livelock":
-                alone = explorer.replay([], strict=False)
-                too_long = alone.outcome == "livelock"
-                if too_long:
-                    break
+            if execution.outcome == "livelock" and explorer.max_steps == _STEPS:
+                alone = explorer.alone()
+                if alone > _STEPS:  # it is long, even where nobody keeps it waiting
+                    too_long = alone >= _MOST_STEPS and program.ends
+                    if too_long:
+                        break
+                    explorer.max_steps = 4 * alone
+                    scheduler = make(strategy, seed=seed, preemptions=preemptions)
+                    learning, count = learning + count - 1, 0  # it tells nothing by itself
+                    continue
             if suspicions is not None:
                 suspicions.consider(execution)
             symptom = explorer.symptom(execution)
@@ -294,6 +305,7 @@ class _Explorer:
     controlled: Controlled
     learn: bool
     left_out: tuple[tuple[str, str], ...]
+    max_steps: int = _STEPS
     outside: bool = False
     passed: Runs | None = None
     signals: list[BaseException] = field(default_factory=list)
@@ -316,6 +328,7 @@ class _Explorer:
             setup=program.setup,
             invariant=program.invariant,
             cleanup=program.cleanup,
+            max_steps=self.max_steps,
             early_timeouts=early_timeouts,
             record=record,
             fair=fair,
@@ -379,6 +392,14 @@ class _Explorer:
             return None
         finally:
             self.controlled.choose_everywhere(not self.learn)
+
+    def alone(self) -> int:
+        """How many steps it takes where each thread goes on for as long as it can."""
+        self.max_steps = _MOST_STEPS
+        try:
+            return self.replay([], strict=False).steps
+        finally:
+            self.max_steps = _STEPS
 
     def in_order(self, order: Sequence[int]) -> ControlledExecution:
         """See `suspecting.Follower`; whoever was started by them comes last."""

@@ -39,10 +39,11 @@ def _condensed(events: Sequence[Event]) -> Iterator[int]:
         if before is not None and index - before <= _LONGEST:
             period = index - before
             block = events[before:index]
+            alone = all(each[0] == event[0] for each in block)
             end = index
-            while events[end : end + period] == block:
+            while alone and events[end : end + period] == block:
                 end += period
-            if end > index + period and all(each[0] == event[0] for each in block):
+            if end > index + period:
                 yield from range(index, index + period)
                 for offset, each in enumerate(block):
                     last[each] = end - period + offset
