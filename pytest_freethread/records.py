@@ -384,6 +384,7 @@ class ControlledExecution:
         stacks: by the index of a step of the trace at a watched site: where its thread was,
             outermost first.
         made: by location, where the object was made, as far as that is known.
+        abandoned: the locks that threads held when they ended, and nobody has released since.
         births: by index of a thread that the code under test started: who did, and where.
     """
 
@@ -406,6 +407,7 @@ class ControlledExecution:
     stacks: Mapping[int, tuple[Place, ...]] = field(default_factory=dict)
     made: Mapping[int, Place] = field(default_factory=dict)
     births: Mapping[int, tuple[int, Place]] = field(default_factory=dict)
+    abandoned: tuple[tuple[int, Holding], ...] = ()
 
     @property
     def threads(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from pytest_freethread import interpreter
-from pytest_freethread.detectors import accesses, interleavings, races
+from pytest_freethread.detectors import accesses, interleavings, leftovers, races
 from pytest_freethread.detectors.atomicity import Atomicity, same_function
 from pytest_freethread.detectors.hearing import Hearing
 from pytest_freethread.detectors.lock_order import LockOrder
@@ -163,6 +163,7 @@ class Suspicions:
         self._proven: set[Pair] = set()
         self._torn: dict[Sites, ControlledExecution] = {}
         self._cycles: list[tuple[Choices, Cycle]] = []
+        self._left: dict[str, Finding] = {}
 
     # ----- while the search goes on ---
 
@@ -181,6 +182,8 @@ class Suspicions:
         bench, events = self._bench, self._events
         self._bench, self._events = None, []
         self._longest = max(self._longest, execution.steps)
+        for finding in leftovers.judge(execution, self._names):
+            self._left.setdefault(finding.message, finding)
         if bench is None:
             identity = hash(tuple(events))
             if identity in self._heard:
@@ -279,7 +282,7 @@ class Suspicions:
                 found += self._confirmed_torn(follower, sites, told)
         for choices, cycle in self._cycles:
             found += self._inverted(follower, choices, cycle)
-        return sorted(found, key=_is_note)
+        return [*sorted(found, key=_is_note), *self._left.values()]
 
     def shown_by(
         self, choices: Choices, follower: Follower, told: AbstractSet[Line]

@@ -290,3 +290,47 @@ def test_a_comment_at_the_place_and_a_pattern_suppress():
 def test_a_pattern_that_means_nothing(pattern):
     with pytest.raises(SettingError, match="benign="):
         judged(Stats.add, benign=[pattern])
+
+
+# --- what is left behind --------------------------------------------------------------------------
+
+
+def keep(bank):
+    bank.a.acquire()
+
+
+def keep_and_let_go(bank):
+    bank.a.acquire()
+    bank.a.release()
+
+
+def leave_a_pool(bank):
+    executor = ThreadPoolExecutor(1)
+    executor.submit(bank.back).result()
+    bank.kept = executor
+
+
+def close_the_pool(bank):
+    leave_a_pool(bank)
+    bank.kept.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said"),
+    [
+        (keep, "abandoned-lock", "thread 0 (keep) has ended and still holds bank.a"),
+        (leave_a_pool, "leak", "started by leave_a_pool"),
+    ],
+)
+def test_what_is_left_behind_is_a_note(body, kind, said):
+    result = explore(body, setup=Bank, threads=1)
+    assert result.verdict is Verdict.PASSED, str(result)
+    (finding,) = result.findings
+    assert (finding.kind, finding.severity) == (kind, "note")
+    assert said in finding.message
+
+
+@pytest.mark.parametrize("body", [keep_and_let_go, close_the_pool])
+def test_what_is_given_back_is_none(body):
+    result = explore(body, setup=Bank, threads=1)
+    assert not result.findings, str(result)

@@ -736,6 +736,7 @@ class Kernel:
         thrown: list[Thrown] = []
         holds: bool | None = None
         waiting: tuple[Waiting, ...] = ()
+        abandoned: tuple[tuple[int, Holding], ...] = ()
         left = False
         try:
             state: Any = None
@@ -761,6 +762,12 @@ class Kernel:
                         pass
                     except Exception as error:
                         thrown.append(Thrown("invariant", None, error))
+            abandoned = tuple(
+                (task.index, _holding(held))
+                for task in self.tasks
+                if task.ended
+                for held in task.held
+            )
             if self.live or self.away or self.outcome != "ended":
                 waiting = tuple(self._describe())
             elif cleanup is not None:
@@ -782,7 +789,7 @@ class Kernel:
             self.kept = {}
         if self.failure is not None:
             raise self.failure
-        return self._result(tuple(thrown), holds, waiting)
+        return self._result(tuple(thrown), holds, waiting, abandoned)
 
     def _cleaned(self, cleanup: Cleanup) -> Iterator[Thrown]:
         """Clean up: under control where the execution came to its end, free otherwise."""
@@ -1188,19 +1195,16 @@ class Kernel:
                 lock=id(lock) if is_lock else None,
                 by=None if other is None else other.index,
                 taken=_place(lock.site) if is_lock and other is not None else None,
-                holds=tuple(
-                    Holding(
-                        lock=id(held),
-                        kind=type(held).__name__,
-                        place=_place(held.site),
-                    )
-                    for held in task.held
-                ),
+                holds=tuple(map(_holding, task.held)),
                 stack=stacks.callers(frame, limit=60),
             )
 
     def _result(
-        self, thrown: tuple[Thrown, ...], holds: bool | None, waiting: tuple[Waiting, ...]
+        self,
+        thrown: tuple[Thrown, ...],
+        holds: bool | None,
+        waiting: tuple[Waiting, ...],
+        abandoned: tuple[tuple[int, Holding], ...],
     ) -> ControlledExecution:
         turns = [turn for turn in self.turns if turn[1]]
         if self.steps > self.turn_began:
@@ -1219,6 +1223,7 @@ class Kernel:
             thrown=thrown,
             holds=holds,
             waiting=waiting,
+            abandoned=abandoned,
             outside=tuple(sorted(self.outside)),
             widened=self.widened,
             spins=self.spins,
@@ -1393,6 +1398,10 @@ def _place(site: int) -> Place:
         return Place(file="", line=0, function="", source="")
     where = probes.SITES[site]
     return Place(file=where.file, line=where.line, function=where.function, source=where.text)
+
+
+def _holding(held: Lock | RLock) -> Holding:
+    return Holding(lock=id(held), kind=type(held).__name__, place=_place(held.site))
 
 
 def _native_id() -> int:
