@@ -1,25 +1,15 @@
 """Every program below `fixtures/` is what its header says. See `fixtures/README.md`."""
 
-import importlib.util
 import itertools
 import re
-import sys
-import threading
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from fixtures import ground_truth
+from fixtures.ground_truth import ROOT
 from pytest_freethread import Verdict, explore, stress
 
-ROOT = Path(__file__).parents[1] / "fixtures"
-FILES = {side: sorted((ROOT / side).rglob("*.py")) for side in ("racy", "safe")}
-
-HEADER = re.compile(
-    r"kind: (?P<kind>[a-z]+(-[a-z]+)*) \| wrong: (?P<wrong>[^|]+) \| "
-    r"threads: (?P<threads>[1-9]\d*) \| found by: (?P<found_by>stress|exploration)"
-)
+FILES = {side: ground_truth.files(side) for side in ("racy", "safe")}
 
 ENDS_WRONG = {"exception", "invariant"}
 DOES_NOT_END = {"deadlock", "stuck", "lost-wakeup"}
@@ -57,105 +47,45 @@ BLOCKED = 0.2  # likewise for a body that waits for one which has not been start
 LONG = 30.0  # seconds that no program takes which ends at all
 
 
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    path: Path
-    kind: str
-    wrong: str
-    threads: int
-    found_by: str
-
-    @property
-    def name(self):
-        return self.path.relative_to(ROOT).with_suffix("").as_posix()
-
-    @property
-    def twins(self):
-        """What both twins have in common."""
-        name = self.name.partition("/")[2]
-        return name, self.kind, self.threads, self.found_by
-
-    @property
-    def ends(self):
-        return FINDINGS[self.kind].isdisjoint(DOES_NOT_END)
-
-    def load(self):
-        name = "ground_truth_" + self.name.replace("/", "_")
-        spec = importlib.util.spec_from_file_location(name, self.path)
-        # Dataclasses, for one, look their module up.
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    @contextmanager
-    def loaded(self):
-        """The module and a `setup` for it; what its rounds leave running is ended afterwards."""
-        module, states = self.load(), []
-        before = set(threading.enumerate())
-
-        def setup():
-            states.append(module.setup())
-            return states[-1]
-
-        try:
-            yield module, setup
-        finally:
-            if hasattr(module, "cleanup"):
-                for state in states:
-                    module.cleanup(state)
-        left = {t.name for t in threading.enumerate() if t not in before and not is_harmless(t)}
-        assert not left, f"{self.name} leaves {left} running: it needs a cleanup(state)"
-
-    def stressed(self, *, rounds, deadline):
-        with self.loaded() as (module, setup):
-            return stress(
-                *module.threads,
-                setup=setup,
-                invariant=getattr(module, "invariant", None),
-                threads=len(module.threads),
-                rounds=rounds,
-                deadline=deadline,
-            )
-
-    def explored(self, *, schedules, seconds):
-        with self.loaded() as (module, setup):
-            return explore(
-                *module.threads,
-                setup=setup,
-                invariant=getattr(module, "invariant", None),
-                threads=len(module.threads),
-                schedules=schedules,
-                seconds=seconds,
-                seed=0,
-                include=["pytest_freethread.reference"] if self.is_about_reference else (),
-                deadline=LONG,
-            )
-
-    @property
-    def is_about_reference(self):
-        return self.path.parent.name == "reference"
+def ends(program):
+    return FINDINGS[program.kind].isdisjoint(DOES_NOT_END)
 
 
-def is_harmless(thread):
-    """Whether the interpreter does not wait for a thread at its end."""
-    return thread.daemon or thread.name.startswith("freethread-")
+def stressed(program, *, rounds, deadline):
+    with program.loaded() as (module, setup):
+        return stress(
+            *module.threads,
+            setup=setup,
+            invariant=getattr(module, "invariant", None),
+            threads=len(module.threads),
+            rounds=rounds,
+            deadline=deadline,
+        )
 
 
-def header(path):
-    line = path.read_text(encoding="utf-8").partition("\n")[0]
-    return HEADER.fullmatch(line.removeprefix('"""').removesuffix('"""'))
+def explored(program, *, schedules, seconds):
+    with program.loaded() as (module, setup):
+        return explore(
+            *module.threads,
+            setup=setup,
+            invariant=getattr(module, "invariant", None),
+            threads=len(module.threads),
+            schedules=schedules,
+            seconds=seconds,
+            seed=0,
+            races="off",
+            include=program.include,
+            deadline=LONG,
+        )
 
 
 def programs(side, *, found_by=("stress", "exploration")):
     """Parameters; a file whose header is malformed is none, and fails a test of its own."""
-    found = []
-    for path in FILES[side]:
-        fields = header(path)
-        if fields is None or fields["found_by"] not in found_by:
-            continue
-        program = Program(path=path, **{**fields.groupdict(), "threads": int(fields["threads"])})
-        found.append(pytest.param(program, id=program.twins[0]))
-    return found
+    return [
+        pytest.param(program, id=program.name)
+        for program in ground_truth.programs(side)
+        if program.found_by in found_by
+    ]
 
 
 def wrong_kinds(program, result, fitting=FINDINGS):
@@ -169,13 +99,13 @@ def wrong_kinds(program, result, fitting=FINDINGS):
     [pytest.param(path, id=path.relative_to(ROOT).as_posix()) for s in FILES for path in FILES[s]],
 )
 def test_a_program_says_in_its_first_line_what_it_is(path):
-    fields = header(path)
-    assert fields, f"not a header: {path.read_text().partition(chr(10))[0]}"
-    assert fields["kind"] in FINDINGS
+    program = ground_truth.program(path)
+    assert program, f"not a header: {path.read_text().partition(chr(10))[0]}"
+    assert program.kind in FINDINGS
     if path.parent.name != "reference":
-        assert path.parent.name == fields["kind"].replace("-", "_")
-    safe = path.relative_to(ROOT).parts[0] == "safe"
-    assert safe == bool(re.fullmatch(r"nothing \(.+\)", fields["wrong"]))
+        assert path.parent.name == program.kind.replace("-", "_")
+    safe = program.side == "safe"
+    assert safe == bool(re.fullmatch(r"nothing \(.+\)", program.wrong))
 
 
 def test_every_racy_program_has_a_safe_twin_and_the_other_way_round():
@@ -192,15 +122,15 @@ def test_a_program_has_a_body_for_each_thread_or_one_that_starts_them(program):
 
 @pytest.mark.parametrize("program", programs("safe"))
 def test_a_safe_program_is_not_blamed(program):
-    result = program.stressed(rounds=30, deadline=LONG)
+    result = stressed(program, rounds=30, deadline=LONG)
     assert result.verdict is Verdict.PASSED, str(result)
     assert not result.findings, str(result)
 
 
 @pytest.mark.parametrize("program", programs("racy", found_by=("stress",)))
 def test_stress_finds_what_it_is_said_to_find(program):
-    deadline = LONG if program.ends else SOON
-    attempts = (program.stressed(rounds=20, deadline=deadline) for _ in range(50))
+    deadline = LONG if ends(program) else SOON
+    attempts = (stressed(program, rounds=20, deadline=deadline) for _ in range(50))
     result = next((r for r in attempts if r.verdict is not Verdict.PASSED), None)
     assert result is not None, "nothing was found"
     assert result.verdict is Verdict.FAILED, str(result)
@@ -211,14 +141,14 @@ def test_stress_finds_what_it_is_said_to_find(program):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("program", programs("racy", found_by=("exploration",)))
 def test_stress_finds_the_right_thing_or_nothing(program):
-    result = program.stressed(rounds=30, deadline=LONG if program.ends else SOON)
+    result = stressed(program, rounds=30, deadline=LONG if ends(program) else SOON)
     assert result.verdict in {Verdict.PASSED, Verdict.FAILED}, str(result)
     assert not wrong_kinds(program, result), str(result)
 
 
 @pytest.mark.parametrize("program", programs("safe"))
 def test_exploration_does_not_blame_a_safe_program(program):
-    result = program.explored(schedules=200, seconds=1.0)
+    result = explored(program, schedules=200, seconds=1.0)
     assert result.verdict is Verdict.PASSED, str(result)
     # Some hand a value over without a lock, and are right to.
     assert {finding.kind for finding in result.findings} <= {"race"}, str(result)
@@ -226,8 +156,8 @@ def test_exploration_does_not_blame_a_safe_program(program):
 
 @pytest.mark.parametrize("program", programs("racy"))
 def test_exploration_finds_each_bug_that_it_can_see(program):
-    result = program.explored(schedules=2000, seconds=5.0)
-    if program.twins[0] in OUT_OF_SIGHT:
+    result = explored(program, schedules=2000, seconds=5.0)
+    if program.name in OUT_OF_SIGHT:
         assert result.verdict is Verdict.PASSED, f"it is found now: {result}"
         return
     assert result.verdict is Verdict.FAILED, str(result)
@@ -238,7 +168,7 @@ def test_exploration_finds_each_bug_that_it_can_see(program):
 
 
 def test_what_is_out_of_sight_is_there():
-    assert {program.values[0].twins[0] for program in programs("racy")} >= set(OUT_OF_SIGHT)
+    assert {program.values[0].name for program in programs("racy")} >= set(OUT_OF_SIGHT)
 
 
 @pytest.mark.parametrize("program", programs("racy", found_by=("exploration",)))
