@@ -42,6 +42,9 @@ OUT_OF_SIGHT = {
 }
 """The racy programs that exploration does not find, and why not."""
 
+BREAKS_INTERPRETERS = {"exception/shared_generator", "exception/tee"}
+"""Racy programs that free-threaded builds may not survive: stress leaves them alone."""
+
 SOON = 0.5  # seconds to wait for threads that are stuck for ever, if the header is right
 BLOCKED = 0.2  # likewise for a body that waits for one which has not been started
 LONG = 30.0  # seconds that no program takes which ends at all
@@ -139,7 +142,10 @@ def test_stress_finds_what_it_is_said_to_find(program):
 
 # An exception in a thread that the code under test started is a finding of its own kind.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("program", programs("racy", found_by=("exploration",)))
+@pytest.mark.parametrize(
+    "program",
+    [p for p in programs("racy", found_by=("exploration",)) if p.id not in BREAKS_INTERPRETERS],
+)
 def test_stress_finds_the_right_thing_or_nothing(program):
     result = stressed(program, rounds=30, deadline=LONG if ends(program) else SOON)
     assert result.verdict in {Verdict.PASSED, Verdict.FAILED}, str(result)
@@ -167,8 +173,9 @@ def test_exploration_finds_each_bug_that_it_can_see(program):
     assert finding.reproduced == (10, 10), str(result)
 
 
-def test_what_is_out_of_sight_is_there():
-    assert {program.values[0].name for program in programs("racy")} >= set(OUT_OF_SIGHT)
+def test_what_is_an_exception_is_there():
+    names = {program.id for program in programs("racy")}
+    assert names >= OUT_OF_SIGHT.keys() | BREAKS_INTERPRETERS
 
 
 @pytest.mark.parametrize("program", programs("racy", found_by=("exploration",)))
