@@ -1,4 +1,4 @@
-"""Every program below `fixtures/`, shown to the detectors with their default budgets.
+"""Every program below `fixtures/`, shown to the detectors.
 
 The racy ones are mute: their invariants are not asked, and their exceptions are swallowed. So what
 is found is found by the accesses alone.
@@ -13,6 +13,9 @@ from fixtures import ground_truth
 from pytest_freethread import Verdict, explore
 
 SYMPTOMS = {"invariant", "exception"}
+
+SECONDS = 3.0
+"""Less than the default: the longest programs, which no budget exhausts, take as long as they may."""
 
 OUT_OF_SIGHT = {
     "leak/blocked_thread": "a thread that is left behind breaks nothing within an execution",
@@ -41,6 +44,7 @@ def judged(program, *, muted):
             setup=setup,
             invariant=None if muted else getattr(module, "invariant", None),
             threads=len(module.threads),
+            seconds=SECONDS,
             races="error",
             include=(module.__name__, *program.include),
         )
