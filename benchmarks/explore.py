@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks import _explored
 from benchmarks._explored import (
@@ -39,7 +39,7 @@ from benchmarks._explored import (
 from benchmarks.stress import ROOT, Environment, print_table, run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 RACY = (
     LostUpdate,
@@ -62,27 +62,37 @@ HAND_OVERS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """How a tool is installed, and the strategies that it has."""
+    """How a tool is installed and started."""
 
     name: str
     requirement: str
-    strategies: tuple[str, ...]
-    samplers: tuple[str, ...]
-    """Those that go on for ever."""
-    exhaustive: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    """For pip."""
     launcher: str = "python"
     """What starts a script; frontrun has its own."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Explorer(Tool):
+    """A tool that explores, and the strategies that it has."""
+
+    strategies: tuple[str, ...]
+    samplers: tuple[str, ...]
+    """Those that go on for ever."""
+    exhaustive: tuple[str, ...]
+
+
+AnyTool = TypeVar("AnyTool", bound=Tool)
+
 TOOLS = (
-    Tool(
+    Explorer(
         name="pytest-freethread",
         requirement=str(ROOT),
         strategies=("auto", "random", "dpor"),
         samplers=("random", "pct", "pos", "surw"),
         exhaustive=("dpor",),
     ),
-    Tool(
+    Explorer(
         name="frontrun",
         requirement="frontrun>=0.7",
         strategies=("dpor2", "dpor", "random"),
@@ -90,7 +100,7 @@ TOOLS = (
         exhaustive=("dpor2", "dpor"),
         launcher="frontrun",
     ),
-    Tool(
+    Explorer(
         name="interleave-test",
         requirement="interleave-test>=0.1",
         strategies=("random", "pct", "dfs"),
@@ -112,17 +122,25 @@ class Outcome:
     """What the tool says besides, where it found nothing."""
 
 
-def install(folder: Path) -> dict[Tool, Environment]:
-    """The environments of the tools that this Python can have; says why not, of the others."""
+def install(folder: Path, tools: Sequence[AnyTool]) -> dict[AnyTool, Environment]:
+    """The environments of the tools that this Python can have; says why not, of the others.
+
+    Args:
+        folder: where they are made.
+        tools: ours comes first.
+    """
     environments = {}
-    for tool in TOOLS:
+    for tool in tools:
         try:
             # Of the peers a ready-made release: nothing is compiled here.
             environments[tool] = Environment.make(
-                folder / tool.name, "--only-binary=frontrun,interleave-test", tool.requirement
+                folder / tool.name,
+                "--only-binary=frontrun,interleave-test",
+                *tool.options,
+                tool.requirement,
             )
         except SystemExit as failure:
-            if tool is TOOLS[0]:
+            if tool is tools[0]:
                 raise
             errors = [line for line in str(failure).splitlines() if line.startswith("ERROR: ")]
             print(f"- left out: {tool.name}; pip says {errors[0] if errors else failure}")
@@ -134,7 +152,7 @@ def install(folder: Path) -> dict[Tool, Environment]:
 
 
 def search(
-    tool: Tool,
+    tool: Explorer,
     environment: Environment,
     strategy: str,
     program: type[Program],
@@ -160,7 +178,9 @@ def title(program: type[Program]) -> str:
     return f"{program.__doc__}, {program.threads} threads"
 
 
-def compare_finding(environments: Mapping[Tool, Environment], seeds: int, seconds: float) -> None:
+def compare_finding(
+    environments: Mapping[Explorer, Environment], seeds: int, seconds: float
+) -> None:
     """Print how many schedules and how long it takes until each bug is found."""
     columns = [(tool, strategy) for tool in environments for strategy in tool.strategies]
     rows = []
@@ -188,7 +208,7 @@ def compare_finding(environments: Mapping[Tool, Environment], seeds: int, second
     print_table(["", *head, "peer / ours"], rows)
 
 
-def compare_rate(environments: Mapping[Tool, Environment], seconds: float) -> None:
+def compare_rate(environments: Mapping[Explorer, Environment], seconds: float) -> None:
     """Print schedules per second, of strategies that go on for ever."""
     columns = [(tool, strategy) for tool in environments for strategy in tool.samplers]
     rows = []
@@ -211,7 +231,7 @@ def compare_rate(environments: Mapping[Tool, Environment], seconds: float) -> No
     print_table(["", *head, *ratio], rows)
 
 
-def compare_counts(environments: Mapping[Tool, Environment], seconds: float) -> None:
+def compare_counts(environments: Mapping[Explorer, Environment], seconds: float) -> None:
     """Print what exhaustive searches count, and whether they say that they were exhaustive."""
     columns = [(tool, strategy) for tool in environments for strategy in tool.exhaustive]
     rows = []
@@ -254,7 +274,7 @@ def floor() -> float:
     return HAND_OVERS / elapsed
 
 
-def compare_floor(environments: Mapping[Tool, Environment], seconds: float) -> None:
+def compare_floor(environments: Mapping[Explorer, Environment], seconds: float) -> None:
     """Print the hand-overs per second of an exploration beside what the system allows."""
     ours = TOOLS[0]
     (made,) = search(ours, environments[ours], "random", Relay, seconds=seconds, blind=True)
@@ -280,7 +300,7 @@ def main() -> None:
     print(f"{python}, the GIL is {'on' if gil else 'off'}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory(prefix="pytest-freethread-") as temporary:
         print("Environments, made for this run in a temporary folder by venv and pip:")
-        environments = install(Path(temporary))
+        environments = install(Path(temporary), TOOLS)
         compare_finding(environments, arguments.seeds, arguments.seconds)
         compare_rate(environments, arguments.seconds / 2)
         compare_counts(environments, arguments.seconds)

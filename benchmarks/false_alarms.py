@@ -9,26 +9,11 @@ it has tried every interleaving; then that is said instead of the number of sche
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import platform
 import sys
-from pathlib import Path
-from typing import Any
 
+from fixtures import ground_truth
 from pytest_freethread import Verdict, explore
-
-FOLDER = Path(__file__).resolve().parent.parent / "fixtures" / "safe"
-
-
-def load(path: Path) -> Any:
-    """The module of a program."""
-    name = "safe_" + "_".join(path.relative_to(FOLDER).with_suffix("").parts)
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def main() -> int:
@@ -40,19 +25,21 @@ def main() -> int:
     chosen = parser.parse_args()
     print(f"{platform.python_implementation()} {platform.python_version()}, {sys.abiflags or '-'}")
     blamed = 0
-    for path in sorted(FOLDER.rglob("*.py")):
-        name = path.relative_to(FOLDER).with_suffix("").as_posix()
+    for program in ground_truth.programs("safe"):
+        name = program.name
         if chosen.names and not any(part in name for part in chosen.names):
             continue
-        module = load(path)
-        result = explore(
-            *module.threads,
-            setup=module.setup,
-            invariant=getattr(module, "invariant", None),
-            threads=len(module.threads),
-            schedules=chosen.schedules,
-            seconds=chosen.seconds,
-        )
+        with program.loaded() as (module, setup):
+            result = explore(
+                *module.threads,
+                setup=setup,
+                invariant=getattr(module, "invariant", None),
+                threads=len(module.threads),
+                schedules=chosen.schedules,
+                seconds=chosen.seconds,
+                races="error",
+                include=program.include,
+            )
         much = "all" if result.exhaustive else f"{result.executions:,}"
         good = result.verdict is Verdict.PASSED
         blamed += not good
