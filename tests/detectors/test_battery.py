@@ -20,6 +20,9 @@ OUT_OF_SIGHT = {
 }
 """The racy programs in which no execution shows what is wrong, and why not."""
 
+LONG = 60.0
+"""Seconds for what is wrong: on a busy machine too, the schedules are what bounds the search."""
+
 ENOUGH = 3.0
 """Seconds for what is right: the longest programs, which no budget exhausts, would take all."""
 
@@ -43,7 +46,7 @@ def mute(body):
     return muted
 
 
-def judged(program, *, muted=False, seconds=10.0):
+def judged(program, *, muted=False, seconds=LONG):
     with program.loaded() as (module, setup):
         return explore(
             *(map(mute, module.threads) if muted else module.threads),
