@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from fixtures.ground_truth import Program
 
-LIMIT = 60.0
+LIMIT = 30.0
 """Seconds for a program; a search is told to take 10."""
 
 ROUNDS = 20_000
