@@ -230,14 +230,8 @@ def freethread_loop(rounds: int) -> float:
 
 def explored(rounds: int) -> None:
     """One controlled execution of the loop, with race detection."""
-    # See the module's docstring.
-    from pytest_freethread import Verdict, explore  # noqa: PLC0415
-    from pytest_freethread.execution.controlled import Controlled  # noqa: PLC0415
+    from pytest_freethread import Verdict, explore  # noqa: PLC0415 - see the module's docstring
 
-    # A search takes an execution of so many steps for a livelock.
-    defaults = Controlled.run.__kwdefaults__
-    assert defaults is not None
-    defaults["max_steps"] = sys.maxsize
     body = counting(rounds)
     result = explore(
         body,
