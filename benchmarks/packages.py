@@ -1,8 +1,8 @@
 """What the detectors say of well-known packages and of the standard library, with races as errors.
 
-The programs are `fixtures/packages`: `single`, where each thread has instances of its own, `shared`,
-where threads share them as the package's users do, and `library`, modules of the standard library
-used as documented. Every error is expected, and explained in `docs/findings.md`, or a false alarm.
+The programs are `fixtures/packages`: `single`, where each thread has instances of its own;
+`shared`, where threads share them as the package's users do; and `library`, modules of the standard
+library used as documented. An error is expected, and explained in `docs/findings.md`, or wrong.
 
     python -m benchmarks.packages [--seconds 5] [--reports] [--speed] [NAME ...]
 """

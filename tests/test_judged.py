@@ -334,3 +334,42 @@ def test_what_is_left_behind_is_a_note(body, kind, said):
 def test_what_is_given_back_is_none(body):
     result = explore(body, setup=Bank, threads=1)
     assert not result.findings, str(result)
+
+
+# --- additions ------------------------------------------------------------------------------------
+
+
+class Collected:
+    def __init__(self):
+        self.lists = {}
+        self.seen = {"key"}
+
+    def add_where_nothing_is(self):
+        self.lists.setdefault("key", [])
+        self.lists["key"].append(1)
+
+    def replace(self):
+        self.lists["key"] = []
+        self.lists["key"].append(1)
+
+    def add_what_is_there(self):
+        self.seen.add("key")
+        for _ in self.seen:
+            pass
+
+    def add_something_new(self):
+        self.seen.add(object())
+        for _ in self.seen:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (Collected.add_where_nothing_is, Collected.replace),
+        (Collected.add_what_is_there, Collected.add_something_new),
+    ],
+)
+def test_to_add_what_is_there_changes_nothing(right, wrong):
+    assert not errors(explore(right, setup=Collected, races="error"))
+    assert errors(explore(wrong, setup=Collected, races="error"))

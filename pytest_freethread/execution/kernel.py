@@ -30,7 +30,13 @@ from pytest_freethread.execution import carriers, stacks
 from pytest_freethread.execution.baton import Baton, Core
 from pytest_freethread.execution.values import described, peek
 from pytest_freethread.instrument import probes, shadows
-from pytest_freethread.instrument.effects import ITEM_WRITE, OP_NAMES, ROUTE
+from pytest_freethread.instrument.effects import (
+    ITEM_ADD,
+    ITEM_READ,
+    ITEM_WRITE,
+    OP_NAMES,
+    ROUTE,
+)
 from pytest_freethread.instrument.shadows import CLOCK, Lock, NewKey, RLock, SameKey, Task
 from pytest_freethread.interpreter import get_ident
 from pytest_freethread.records import (
@@ -91,6 +97,7 @@ _BEGINNING: Final = Pending(None, None, False, -1)
 _BY_IDENTITY: Final = (object.__hash__, enum.Enum.__hash__)
 _LOCKS: Final = frozenset({Lock, RLock})
 _NO_OBJECT: Final = -1
+_STORES: Final = frozenset({ITEM_WRITE, ITEM_ADD})
 _PLAIN: Final = frozenset({str, int, bytes, bool, float, type(None)})
 _make: Final = tuple.__new__
 
@@ -232,6 +239,8 @@ class Kernel:
             key = _comparable(key)
         if self.quick and self.steps + 1 < self.look:
             self.steps += 1
+            if op == ITEM_ADD:
+                op = _addition(obj, key)
             number = me.numbers.get(id(obj)) or self._number(me, obj)
             self.log((index, number, key, op, site))  # type: ignore[misc] # it is quick
             return obj
@@ -246,6 +255,8 @@ class Kernel:
                 if self.steps < self.look or not self._look(me):
                     log = self.log
                     if log is not None:
+                        if op == ITEM_ADD:
+                            op = _addition(obj, key)
                         number = me.numbers.get(id(obj)) or self._number(me, obj)
                         log((index, number, key, op, site))
                     return obj
@@ -253,10 +264,8 @@ class Kernel:
                 self.sites.add(site)
                 self.widened = True
         part = key
-        if op == ITEM_WRITE and isinstance(obj, dict):
-            plain = key.key if type(key) is SameKey else key
-            if not dict.__contains__(obj, plain):
-                part = None if key is None else NewKey(key)
+        if op in _STORES and isinstance(obj, dict) and not _has(obj, key):
+            part = None if key is None else NewKey(key)
         self.pending[index] = _make(Pending, (obj, part, _WRITES[op], site))
         if self.steps >= self.look:
             self._look(me)
@@ -273,6 +282,8 @@ class Kernel:
             self._switch(me, chosen)
         self.steps += 1
         self.quick = self.staying and all(task.gate is None for task in self.live)
+        if op == ITEM_ADD:
+            op = _addition(obj, key)
         if _WRITES[op]:
             self.progress = self.steps
         log = self.log
@@ -1418,6 +1429,17 @@ def _comparable(key: Any) -> Any:
     if kind.__hash__ is int.__hash__ and kind.__eq__ is int.__eq__:
         return int.__int__(key)
     return None
+
+
+def _has(obj: Any, key: Any) -> bool:
+    """Whether a dict or a set has a key that `_comparable` made."""
+    plain = key.key if type(key) is SameKey else key
+    return (dict if isinstance(obj, dict) else set).__contains__(obj, plain)
+
+
+def _addition(obj: Any, key: Any) -> int:
+    """What an addition is at the moment when it is made: of what is there already, a read."""
+    return ITEM_READ if key is not None and _has(obj, key) else ITEM_WRITE
 
 
 def _awaited(task: Task) -> Task | None:

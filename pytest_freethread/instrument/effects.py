@@ -28,6 +28,7 @@ CELL_WRITE: Final = 7
 STEP: Final = 8
 RESUME: Final = 9
 ROUTE: Final = 10
+ITEM_ADD: Final = 11  # a write where the item is not there; whether it is, shows when it is made
 
 OP_NAMES: Final = {
     ATTRIBUTE_READ: "attribute read",
@@ -41,6 +42,7 @@ OP_NAMES: Final = {
     STEP: "iteration step",
     RESUME: "iterator write",
     ROUTE: "synchronisation",
+    ITEM_ADD: "item addition",
 }
 
 # Seen by the probes only: they look at the key, its presence, or what a view shows, and decide.
@@ -71,7 +73,8 @@ _SEQUENCE = {
 _DICT = {
     **_SIZE_AND_STEPS,
     **dict.fromkeys(_words("__contains__ __getitem__ get"), ITEM_READ),
-    **dict.fromkeys(_words("__setitem__ __delitem__ pop setdefault"), ITEM_WRITE),
+    **dict.fromkeys(_words("__setitem__ __delitem__ pop"), ITEM_WRITE),
+    "setdefault": ITEM_ADD,
     **dict.fromkeys(_words("popitem update clear __ior__"), WHOLE_WRITE),
     "copy": WHOLE_READ,
 }
@@ -107,7 +110,8 @@ EFFECTS: Final[Mapping[type, Mapping[str, int]]] = {
     set: {
         **_SIZE_AND_STEPS,
         "__contains__": ITEM_READ,
-        **dict.fromkeys(_words("add discard remove"), ITEM_WRITE),
+        **dict.fromkeys(_words("discard remove"), ITEM_WRITE),
+        "add": ITEM_ADD,
         **dict.fromkeys(_words("pop clear update __ior__ __iand__ __isub__ __ixor__"), WHOLE_WRITE),
         **dict.fromkeys(
             _words("difference_update intersection_update symmetric_difference_update"), WHOLE_WRITE

@@ -44,6 +44,7 @@ from pytest_freethread.instrument.effects import (
     FRAGILE,
     INDEX_READ,
     INDEX_WRITE,
+    ITEM_ADD,
     ITEM_READ,
     ITEM_WRITE,
     ITERATORS,
@@ -124,6 +125,8 @@ class Sink(Protocol):
 
 
 _Access: TypeAlias = "Callable[[Any, Any, int, int], Any]"
+
+_OF_AN_ITEM: Final = frozenset({ITEM_READ, ITEM_WRITE, ITEM_ADD})
 
 _access: _Access | None = None
 _sink_access: _Access | None = None
@@ -285,7 +288,7 @@ def _access_namespace(obj: Any, key: Any, op: int, site: int) -> Any:
     owner = None if reference is None else reference()
     if owner is None or _held_by(owner) is not obj:
         return access(obj, key, op, site)
-    attribute = key if op in {ITEM_READ, ITEM_WRITE} and type(key) is str else None
+    attribute = key if op in _OF_AN_ITEM and type(key) is str else None
     if op & 1 and attribute is not None:
         stored_names.add(attribute)
     access(owner, attribute, ATTRIBUTE_WRITE if op & 1 else ATTRIBUTE_READ, site)
@@ -426,14 +429,14 @@ def _item(access: _Access, obj: Any, key: Any, op: int, site: int) -> None:
     if op == DEFAULT_READ:
         # Looking a key up may run its own code; only what surely does not is looked up.
         present = type(key) in {str, int, bytes, float, bool} and key in obj
-        op = ITEM_READ if present else ITEM_WRITE
+        op = ITEM_READ if present else ITEM_ADD
     elif op in {INDEX_READ, INDEX_WRITE}:
         op = ITEM_READ if op == INDEX_READ else ITEM_WRITE
         if type(key) is not int:
             op += WHOLE_READ - ITEM_READ
         elif key < 0:
             key += len(obj)
-    access(obj, key if op in {ITEM_READ, ITEM_WRITE} else None, op, site)
+    access(obj, key if op in _OF_AN_ITEM else None, op, site)
 
 
 # --- variables ------------------------------------------------------------------------------------
