@@ -44,7 +44,7 @@ HOW: Final[Mapping[str, int]] = {
     "cell write": WRITE,
     "item read": ITEM,
     "item write": ITEM | WRITE,
-    "item addition": ITEM | WRITE,
+    "item-if-absent write": ITEM | WRITE,
     "container read": WHOLE | ATOMIC,
     "container write": WHOLE | ATOMIC | WRITE,
     "iteration step": WHOLE,

@@ -42,7 +42,7 @@ OP_NAMES: Final = {
     STEP: "iteration step",
     RESUME: "iterator write",
     ROUTE: "synchronisation",
-    ITEM_ADD: "item addition",
+    ITEM_ADD: "item-if-absent write",
 }
 
 # Seen by the probes only: they look at the key, its presence, or what a view shows, and decide.
