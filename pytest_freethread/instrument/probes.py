@@ -332,7 +332,8 @@ def _read_special(access: _Access, obj: Any, key: str, site: int) -> Any:
     if issubclass(owner, ModuleType):
         access(_namespace_of(obj), key, ITEM_READ, site)
     elif issubclass(owner, type):
-        access(_definer(obj, key) or obj, key, ATTRIBUTE_READ, site)
+        definer = _definer(obj, key)
+        access(obj if definer is None else definer, key, ATTRIBUTE_READ, site)
     elif key in _class_names and not _overrides(owner, "__getattribute__"):
         definer = _definer(owner, key)
         value = None if definer is None else _names_of(definer)[key]

@@ -895,3 +895,22 @@ def test_sites_name_place_and_order(make_module, listening):
         ("C.m.<locals>.<lambda>", 1, 5),
     ]
     assert {site.file for site in sites} == {module.__file__}
+
+
+def test_a_class_with_a_size_is_not_asked_for_it(announced):
+    source = """
+        class Sized(type):
+            def __len__(cls):
+                return len(cls.items)
+
+        class Styles(metaclass=Sized):
+            pass
+
+        def f():
+            Styles.items = ()
+            return len(Styles)
+    """
+    assert announced(source) == [
+        ("attribute write", "Styles.items", "items"),
+        ("attribute read", "cls.items", "items"),
+    ]
