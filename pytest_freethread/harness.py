@@ -226,10 +226,11 @@ def search(
     )
     elapsed = interpreter.monotonic() - began
     findings = tuple(each for each in (found.failure, *found.suspected) if each is not None)
+    reason = doubt(found)
     if any(finding.severity == "error" for finding in findings):
         verdict = Verdict.FAILED
     else:
-        verdict = Verdict.PASSED if doubt(found) is None else Verdict.INCONCLUSIVE
+        verdict = Verdict.PASSED if reason is None else Verdict.INCONCLUSIVE
     strategy = plan.strategy
     scope = text.exploration_scope(
         strategy=strategy if isinstance(strategy, str) else type(strategy).__name__,
@@ -245,6 +246,8 @@ def search(
         suppressed=sum(found.suppressed.values()),
         guarantee=found.guarantee,
     )
+    if verdict is Verdict.INCONCLUSIVE:
+        scope = f"{reason}; {scope}"
     return found, Result(
         verdict=verdict,
         findings=findings,

@@ -248,6 +248,11 @@ def test_a_loop_that_waits_for_nobody_is_a_livelock():
     the_finding(result, "livelock")
 
 
+def test_an_inconclusive_exploration_says_why():
+    result = explore(lambda: None, schedules=50)
+    assert str(result).startswith("INCONCLUSIVE: no step was seen: ")
+
+
 class Resource:
     def __init__(self):
         self.lock = threading.Lock()
