@@ -587,9 +587,9 @@ def test_a_generator_announces_each_resumption_in_its_body(make_module, listenin
     """)
     recorder = listening(module, "f")
     assert [(op, text) for op, text, _ in recorder.heard] == [
-        ("container write", "got = yield 1"),
-        ("container write", "yield 1"),
-        ("container write", "yield got"),
+        ("iterator write", "got = yield 1"),
+        ("iterator write", "yield 1"),
+        ("iterator write", "yield got"),
     ]
     assert len({id(obj) for obj in recorder.objects}) == 1
     assert type(recorder.objects[0]).__name__ == "generator"
@@ -645,7 +645,7 @@ def test_a_generator_expression_that_is_handed_out_announces_its_steps(make_modu
             return sum(x for x in c)
     """)
     heard = [op for op, _, _ in listening(module, "f", (1, 2)).heard]
-    assert heard == ["container write", "container write"]
+    assert heard == ["iterator write", "iterator write"]
 
 
 def test_what_a_loop_yields_dies_when_it_did_before(make_module, listening):
