@@ -17,7 +17,8 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +29,9 @@ SimpleQueue = queue.SimpleQueue
 monotonic = time.monotonic
 perf_counter = time.perf_counter
 get_ident = _thread.get_ident
+
+namespace_of = cast("Callable[[ModuleType], dict[str, Any]]", vars(ModuleType)["__dict__"].__get__)
+"""The namespace of a module, without asking the module itself: a lazy one would be loaded then."""
 
 
 @dataclass(frozen=True, kw_only=True)

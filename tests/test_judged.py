@@ -1,8 +1,10 @@
 """What judges find in executions that went well, made to happen before it is an error."""
 
 import queue
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 
 import pytest
 
@@ -373,3 +375,38 @@ class Collected:
 def test_to_add_what_is_there_changes_nothing(right, wrong):
     assert not errors(explore(right, setup=Collected, races="error"))
     assert errors(explore(wrong, setup=Collected, races="error"))
+
+
+# --- what is looked at is the user's --------------------------------------------------------------
+
+
+class Private:
+    """Nobody may ask it anything."""
+
+    value = 0
+
+    @property
+    def __class__(self):
+        raise PermissionError
+
+
+class Closed(ModuleType):
+    def __getattribute__(self, name):
+        raise PermissionError(name)
+
+
+def count_in_an_object(private):
+    private.value += 1
+
+
+def count_in_a_namespace(namespace):
+    namespace["value"] += 1
+
+
+def test_objects_are_not_asked_for_their_class(monkeypatch):
+    monkeypatch.setitem(sys.modules, "closed", Closed("closed"))
+    for body, setup in [
+        (count_in_an_object, Private),
+        (count_in_a_namespace, lambda: {"__name__": "closed", "value": 0}),
+    ]:
+        the_error(explore(body, setup=setup, races="error"), "race")

@@ -128,7 +128,7 @@ class Locals:
         self._tables: list[tuple[dict[Any, Any], frozenset[Any]]] = []
         if _LOCALS_HAVE_TABLES:
             for thing in gc.get_objects():
-                if isinstance(thing, threading.local):
+                if issubclass(type(thing), threading.local):
                     # From 3.13 on the object has a table of what it holds for each thread.
                     for table in gc.get_referents(thing):
                         if type(table) is dict and _is_table(table):

@@ -321,7 +321,7 @@ class Kernel:
     ) -> None:
         """A thread comes to a location at a site for the first time in this execution."""
         me.seen.add(touch)
-        if isinstance(obj, threading.local):
+        if issubclass(type(obj), threading.local):
             return  # every thread has its own
         if op < 2 and key is None and self.part is hash:
             # All attributes at once: from now on they are not told apart.
@@ -1269,7 +1269,7 @@ class Kernel:
             return known
         numbers, kept, log, tasks = self.numbers, self.kept, self.log, self.tasks
         self.counted = number = self.counted + 1
-        if isinstance(obj, threading.local):  # every thread has its own
+        if issubclass(type(obj), threading.local):  # every thread has its own
             number = _NO_OBJECT
         numbers[identity] = me.numbers[identity] = number
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_freethread.errors import SettingError
 from pytest_freethread.execution import stacks
+from pytest_freethread.interpreter import namespace_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,8 +51,10 @@ def _below(root: str) -> dict[str, ModuleType]:
         return chosen
     chosen = {}
     for name, module in modules.items():
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not isinstance(module, ModuleType):
+        if not issubclass(type(module), ModuleType):
+            continue
+        file = namespace_of(module).get("__file__")  # asked itself, a lazy module is loaded
+        if not isinstance(file, str):
             continue
         if file.startswith(root) and not stacks.is_foreign(file) and not stacks.is_ours(file):
             chosen[name] = module
@@ -76,7 +79,7 @@ def included(names: Iterable[str]) -> dict[str, ModuleType]:
             raise SettingError(f"include={wanted!r}: no module of that name is loaded")
         for name, module in list(sys.modules.items()):
             inside = name == wanted or name.startswith(f"{wanted}.")
-            if inside and isinstance(module, ModuleType):
+            if inside and issubclass(type(module), ModuleType):
                 chosen[name] = module
     return chosen
 

@@ -13,6 +13,7 @@ from types import CellType, GetSetDescriptorType, MemberDescriptorType, ModuleTy
 from typing import Any, Final
 
 from pytest_freethread.instrument.shadows import SameKey
+from pytest_freethread.interpreter import namespace_of
 
 _PLAIN: Final = frozenset({str, int, bytes, bool, float, type(None)})
 _CONTAINERS: Final = frozenset({list, dict, set, tuple, frozenset, bytearray, deque})
@@ -63,7 +64,7 @@ def described(obj: Any, key: Any, op: str, name: str | None) -> tuple[str, str, 
         The operation (a module's variable is a global, not an item); the owner: a class, a
         module, or an object's type; and the key: `value`, `'k'`, or None for the whole object.
     """
-    label = str(_name_of_type(obj if isinstance(obj, type) else type(obj)))
+    label = str(_name_of_type(obj if issubclass(type(obj), type) else type(obj)))
     if type(obj) is CellType:
         return op, label, name
     if key is None:
@@ -72,8 +73,8 @@ def described(obj: Any, key: Any, op: str, name: str | None) -> tuple[str, str, 
         return op, label, str(key)
     if type(obj) is dict and type(key) is str:
         module = obj.get("__name__")
-        found = sys.modules.get(module) if type(module) is str else None
-        if isinstance(found, ModuleType) and vars(found) is obj:
+        found: Any = sys.modules.get(module) if type(module) is str else None
+        if issubclass(type(found), ModuleType) and namespace_of(found) is obj:
             return op.replace("item", "global"), str(module), key
     return op, label, _short(key.key) if type(key) is SameKey else repr(key)
 
@@ -98,12 +99,18 @@ def _attribute(obj: Any, key: Any) -> str | None:
         if found is not _UNKNOWN:
             return _short(found) if type(found) in _PLAIN else None
     return (
-        None if isinstance(obj, type) or any("__getattr__" in base for base in bases) else MISSING
+        None
+        if issubclass(type(obj), type) or any("__getattr__" in base for base in bases)
+        else MISSING
     )
 
 
 def _own(names: Any, key: Any) -> Any:
-    return dict.get(names, key, _UNKNOWN) if isinstance(names, dict) else names.get(key, _UNKNOWN)
+    return (
+        dict.get(names, key, _UNKNOWN)
+        if issubclass(type(names), dict)
+        else names.get(key, _UNKNOWN)
+    )
 
 
 def _short(value: Any) -> str:
@@ -118,9 +125,9 @@ def _short(value: Any) -> str:
             elif kind is not dict or not value:
                 text = repr(value)
         return text if text and len(text) <= _LONGEST else f"{kind.__name__} of {len(value)}"
-    if isinstance(value, Enum):
+    if issubclass(kind, Enum):
         return f"{_name_of_type(kind)}.{object.__getattribute__(value, '_name_')}"
-    return f"<{_name_of_type(value if isinstance(value, type) else kind)}>"
+    return f"<{_name_of_type(value if issubclass(kind, type) else kind)}>"
 
 
 def _cut(text: str) -> str:

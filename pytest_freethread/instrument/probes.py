@@ -62,6 +62,7 @@ from pytest_freethread.instrument.effects import (
     effect,
     reads_at_once,
 )
+from pytest_freethread.interpreter import namespace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -164,7 +165,6 @@ _special_writes: Final[dict[type, Container[str]]] = {}
 # Read past a metaclass that has views of its own on attributes: no user code runs within a probe.
 _mro_of: Final = type.__dict__["__mro__"].__get__
 _names_of: Final = type.__dict__["__dict__"].__get__
-_namespace_of: Final = vars(ModuleType)["__dict__"].__get__
 
 
 class _Everything:
@@ -330,7 +330,7 @@ def _read_special(access: _Access, obj: Any, key: str, site: int) -> Any:
     """Announce where the attribute really is: a module's dict, a class; nothing for code."""
     owner = type(obj)
     if issubclass(owner, ModuleType):
-        access(_namespace_of(obj), key, ITEM_READ, site)
+        access(namespace_of(obj), key, ITEM_READ, site)
     elif issubclass(owner, type):
         definer = _definer(obj, key)
         access(obj if definer is None else definer, key, ATTRIBUTE_READ, site)
@@ -354,7 +354,7 @@ def _has_own(obj: Any, key: str) -> bool:
 
 def _write_special(access: _Access, obj: Any, key: str, site: int) -> Any:
     if issubclass(type(obj), ModuleType):
-        access(_namespace_of(obj), key, ITEM_WRITE, site)
+        access(namespace_of(obj), key, ITEM_WRITE, site)
     elif issubclass(type(obj), type):
         if key not in _class_names:
             # From now on a read through an instance may have to be announced on the class.

@@ -23,10 +23,11 @@ import sys
 import threading
 import time
 from types import FunctionType, GenericAlias, ModuleType
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pytest_freethread.instrument import probes
 from pytest_freethread.instrument.probes import SITES, Site
+from pytest_freethread.interpreter import namespace_of
 
 if TYPE_CHECKING:
     import contextvars
@@ -1006,9 +1007,6 @@ _FUNCTIONS: Final[dict[int, Any]] = {
 # --- putting it all in and taking it out ----------------------------------------------------------
 
 _PACKAGE = __name__.partition(".")[0]
-_namespace_of: Final = cast(
-    "Callable[[ModuleType], dict[str, Any]]", vars(ModuleType)["__dict__"].__get__
-)
 _absent: Final = object()
 
 
@@ -1038,8 +1036,10 @@ class Shadows:
         for owner, name, method in _METHODS:
             self._patch(owner, name, method)
         for module in list(sys.modules.values()):
-            if isinstance(module, ModuleType) and not _ours(module.__name__):
-                self._patch_names(_namespace_of(module))
+            if issubclass(type(module), ModuleType):
+                names = namespace_of(module)
+                if not _ours(str(names.get("__name__"))):
+                    self._patch_names(names)
         for module in modules:
             for function in _functions(module):
                 self._patch_defaults(function)
@@ -1108,10 +1108,10 @@ class Shadows:
 
 def _functions(module: ModuleType) -> Iterator[FunctionType]:
     """The functions that a module defines, and those of its classes."""
-    for value in list(_namespace_of(module).values()):
-        if isinstance(value, FunctionType):
+    for value in list(namespace_of(module).values()):
+        if type(value) is FunctionType:
             yield value
-        elif isinstance(value, type) and value.__module__ == module.__name__:
+        elif issubclass(type(value), type) and value.__module__ == module.__name__:
             for attribute in list(vars(value).values()):
                 wrapped = type(attribute) in {staticmethod, classmethod}
                 function = attribute.__func__ if wrapped else attribute

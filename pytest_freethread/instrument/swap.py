@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_freethread.instrument import probes
 from pytest_freethread.instrument.rewrite import CONSTANTS, PREFIX, rewrite
-from pytest_freethread.interpreter import Lock
+from pytest_freethread.interpreter import Lock, namespace_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator
@@ -411,7 +411,8 @@ def _untracked_functions(modules: Iterable[ModuleType]) -> list[FunctionType]:
     names = {module.__name__ for module in modules}
     wave: list[Any] = [vars(module) for module in modules]
     # What the functions of a module have in common leads out of it: whatever it imports.
-    seen = {id(module.__dict__) for module in list(sys.modules.values())}
+    loaded = [each for each in list(sys.modules.values()) if issubclass(type(each), ModuleType)]
+    seen = {id(namespace_of(module)) for module in loaded}
     found = []
     for _ in range(_DEEPEST):
         things, wave = gc.get_referents(*wave), []
