@@ -188,12 +188,13 @@ def search(
             by = getattr(scheduler, "strategy", type(scheduler).__name__)
             # Where chance decides, half of the schedules let timeouts fire early.
             early = 0 if by in ("DFS", "DPOR", "Plain") else count % 2 * _EARLY_TIMEOUTS
+            stays = isinstance(scheduler, Stays) and scheduler.stays()
             try:
                 choose = scheduler.choose if learn else explorer.controlled.apart(scheduler.choose)
                 execution = explorer.run(
                     choose,
                     early_timeouts=early,
-                    stays=scheduler.stays() if isinstance(scheduler, Stays) else False,
+                    stays=stays,
                     hear=None if suspicions is None else suspicions.hear,
                 )
                 scheduler.end()
@@ -209,15 +210,14 @@ def search(
             timed = timed or execution.timed
             if progress is not None:
                 progress(learning + count)
-            if execution.outcome == "livelock" and explorer.max_steps == _STEPS:
-                alone = explorer.alone()
-                if alone > _STEPS:  # it is long, even where nobody keeps it waiting
-                    too_long = alone >= _MOST_STEPS and program.ends
-                    if too_long:
-                        break
-                    explorer.max_steps = 4 * alone
+            if explorer.alone is None and (stays or execution.outcome == "livelock"):
+                explorer.alone = execution.steps if stays else explorer.replay([]).steps
+                too_long = explorer.alone >= _MOST_STEPS and program.ends
+                if too_long:
+                    break
+                if not stays and explorer.max_steps > _STEPS:
                     scheduler = make(strategy, seed=seed, preemptions=preemptions)
-                    learning, count = learning + count - 1, 0  # it tells nothing by itself
+                    learning, count = learning + count - 1, 0  # it was cut short, and tells nothing
                     continue
             if suspicions is not None:
                 suspicions.consider(execution)
@@ -299,16 +299,28 @@ def follow(
 
 @dataclass(kw_only=True)
 class _Explorer:
-    """Runs a program's schedules; whatever passes by on the way is counted here."""
+    """Runs a program's schedules; whatever passes by on the way is counted here.
+
+    Attributes:
+        alone: how many steps the bodies take where whoever runs goes on for as long as it can; None
+            as long as nobody has tried.
+        passed: the first schedule that went well.
+    """
 
     program: Program
     controlled: Controlled
     learn: bool
     left_out: tuple[tuple[str, str], ...]
-    max_steps: int = _STEPS
+    alone: int | None = None
     outside: bool = False
     passed: Runs | None = None
     signals: list[BaseException] = field(default_factory=list)
+
+    @property
+    def max_steps(self) -> int:
+        """Steps after which an execution is a livelock, by how many it takes alone, if known."""
+        alone = self.alone or 0
+        return _STEPS if alone >= _MOST_STEPS else max(_STEPS, 4 * alone)
 
     def run(
         self,
@@ -328,7 +340,7 @@ class _Explorer:
             setup=program.setup,
             invariant=program.invariant,
             cleanup=program.cleanup,
-            max_steps=self.max_steps,
+            max_steps=_MOST_STEPS if stays and self.alone is None else self.max_steps,
             early_timeouts=early_timeouts,
             record=record,
             fair=fair,
@@ -392,14 +404,6 @@ class _Explorer:
             return None
         finally:
             self.controlled.choose_everywhere(not self.learn)
-
-    def alone(self) -> int:
-        """How many steps it takes where each thread goes on for as long as it can."""
-        self.max_steps = _MOST_STEPS
-        try:
-            return self.replay([], strict=False).steps
-        finally:
-            self.max_steps = _STEPS
 
     def in_order(self, order: Sequence[int]) -> ControlledExecution:
         """See `suspecting.Follower`; whoever was started by them comes last."""
@@ -502,7 +506,7 @@ class _Explorer:
 
     def _fewest_preemptions(self, attempt: Attempt) -> Runs | None:
         seconds, tries = _SHRINKING
-        until = interpreter.monotonic() + seconds
+        allowance = interpreter.Allowance(seconds)
         search = DFS()
         self.controlled.choose_everywhere(False)
         last: list[ControlledExecution] = []
@@ -514,7 +518,7 @@ class _Explorer:
             return last[0]
 
         with suppress(Diverged):
-            while tries and interpreter.monotonic() < until and search.begin():
+            while tries and not allowance.spent() and search.begin():
                 tries -= 1
                 if attempt(run):
                     return _runs(last[0])
@@ -527,7 +531,7 @@ class _Explorer:
         be followed is passed over, so each try is a schedule.
         """
         seconds, tries = _SHRINKING
-        until = interpreter.monotonic() + seconds
+        allowance = interpreter.Allowance(seconds)
 
         def shows(candidate: Runs) -> Runs | None:
             last: list[ControlledExecution] = []
@@ -545,7 +549,7 @@ class _Explorer:
             improved = False
             for candidate in _smaller(best):
                 tries -= 1
-                if tries < 0 or interpreter.monotonic() > until:
+                if tries < 0 or allowance.spent():
                     return best
                 actual = shows(candidate)
                 if actual is not None and _size(actual) < _size(best):

@@ -94,6 +94,21 @@ def own_core() -> int:
     return int(worker[2:]) if worker[2:].isdigit() else os.getpid()
 
 
+class Allowance:
+    """So many seconds of the process's CPU time; ten times that by the clock, where it waits.
+
+    What is decided within it does not depend on who else uses the machine.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._cpu = time.process_time() + seconds
+        self._clock = monotonic() + 10 * seconds
+
+    def spent(self) -> bool:
+        """Whether nothing is left of it."""
+        return time.process_time() > self._cpu or monotonic() > self._clock
+
+
 def cpu_seconds(ident: int) -> float:
     """How long a living thread has computed, by `threading.get_ident()`; 0 where unknown."""
     if not hasattr(time, "pthread_getcpuclockid"):

@@ -10,7 +10,6 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
-from pytest_freethread import interpreter
 from pytest_freethread.detectors import accesses, interleavings, leftovers, races
 from pytest_freethread.detectors.atomicity import Atomicity, same_function
 from pytest_freethread.detectors.hearing import Hearing
@@ -19,6 +18,7 @@ from pytest_freethread.detectors.prediction import Trace
 from pytest_freethread.detectors.races import Races
 from pytest_freethread.instrument.effects import OP_NAMES
 from pytest_freethread.instrument.probes import SITES, is_call
+from pytest_freethread.interpreter import Allowance
 from pytest_freethread.records import Place, Race
 from pytest_freethread.scheduling import Directed, encode
 
@@ -212,7 +212,7 @@ class Suspicions:
         tells of a schedule that is sure to come there, that one is followed; after that, chance is
         told where to go.
         """
-        until = interpreter.monotonic() + _STEERING
+        allowance = Allowance(_STEERING)
         if self._longest > _FORESEEABLE:
             return
         said: set[frozenset[object]] = set()
@@ -228,7 +228,7 @@ class Suspicions:
                     if execution.outcome == "deadlock":
                         self._cycles.pop()
                     yield execution
-                    if interpreter.monotonic() > until:
+                    if allowance.spent():
                         return
             for pair in oracle.trace.races():
                 one, other = sorted(map(oracle.trace.site, pair))
@@ -238,7 +238,7 @@ class Suspicions:
                     yield execution
                     if (one, other) in self._proven:
                         break
-                    if interpreter.monotonic() > until:
+                    if allowance.spent():
                         return
 
     def _towards(
@@ -263,22 +263,22 @@ class Suspicions:
             follower: follows schedules.
             told: the lines of what failed, if anything did: a race between them is no news.
         """
-        until = interpreter.monotonic() + _CONFIRMING
+        allowance = Allowance(_CONFIRMING)
         if self._races:
             self._try_plain_schedules(follower)
         for pair in _of_interest(self._races):
-            if not self._races[pair].proven and interpreter.monotonic() < until:
+            if not self._races[pair].proven and not allowance.spent():
                 self._try_to_prove(follower, pair)
         schedules: dict[Choices, set[Pair]] = {}
         for pair in _of_interest(self._races):
             schedules.setdefault(self._races[pair].choices, set()).add(pair)
         found: list[Finding] = []
         for choices, pairs in sorted(schedules.items(), key=lambda each: len(each[0])):
-            times = CONFIRMATIONS if interpreter.monotonic() < until else 1
+            times = 1 if allowance.spent() else CONFIRMATIONS
             found += self._confirmed(follower, choices, pairs, times)
         found = list(_one_for_two_lines(sorted(found, key=_is_note), told))
         for sites in self._torn:
-            if interpreter.monotonic() < until:
+            if not allowance.spent():
                 found += self._confirmed_torn(follower, sites, told)
         for choices, cycle in self._cycles:
             found += self._inverted(follower, choices, cycle)

@@ -81,8 +81,8 @@ def matters(
 ) -> bool:
     """Whether the three steps leave something that no serial execution leaves.
 
-    That is a value at one of the locations. Where the act makes an object of its own, or takes one
-    away, it is enough that it was made more often than in any serial execution.
+    That is a value at one of the locations; the order within a list is none. Where the act makes an
+    object of its own, it is enough that it was made more often than in any serial execution.
 
     Args:
         violation: the steps.
@@ -98,9 +98,8 @@ def matters(
     if any(all(values != other.get(target) for other in others) for target, values in left.items()):
         return True
     exchangeable = act.after is not None and not act.after.startswith("<")
-    return not (exchangeable and not _takes(act)) and _times(act, trace) > max(
-        (_times(act, steps) for steps, _ in serial), default=0
-    )
+    most = max((_times(act, steps) for steps, _ in serial), default=0)
+    return not exchangeable and _times(act, trace) > most
 
 
 def _left(trace: Sequence[Step], targets: Sequence[str]) -> dict[str, list[str | None]]:
@@ -108,7 +107,7 @@ def _left(trace: Sequence[Step], targets: Sequence[str]) -> dict[str, list[str |
     last: dict[tuple[str, int, str | None], str | None] = {}
     for step, target in zip(trace, targets, strict=True):
         if step.write and naming.kind_of(step):
-            last[target, step.location, step.key] = step.after
+            last[target, step.location, step.key] = _unordered(step.after)
     left: dict[str, list[str | None]] = {}
     for (target, _, _), value in last.items():
         left.setdefault(target, []).append(value)
@@ -121,12 +120,12 @@ def _times(act: Step, trace: Sequence[Step]) -> int:
     return sum(step.write and step.place == act.place for step in trace)
 
 
-def _takes(act: Step) -> bool:
-    """Whether what an act takes away cannot be taken twice."""
-    match _called(act):
-        case ast.Call(func=ast.Attribute(attr="pop" | "popleft" | "popitem" | "remove")):
-            return True
-    return act.place.source.startswith("del ")
+def _unordered(value: str | None) -> str | None:
+    """A value; the elements of a list or a deque in the order of their text."""
+    match value and re.fullmatch(r"(?:deque\()?\[(.*)\].*", value):
+        case re.Match() as found:
+            return str(sorted(found[1].split(", ")))
+    return value
 
 
 def _looks_itself(act: Step) -> bool:
