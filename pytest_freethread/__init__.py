@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_freethread.errors import SettingError, ThreadSafetyError
-    from pytest_freethread.harness import explore, replay, stress
+    from pytest_freethread.harness import (
+        assert_parallel,
+        explore,
+        measure_parallelism,
+        replay,
+        stress,
+    )
     from pytest_freethread.linearizability import (
         Judgement,
         Operation,
         SequentialSpec,
         check_history,
     )
-    from pytest_freethread.records import Finding, Plan, Result, Verdict
+    from pytest_freethread.records import Finding, Plan, Result, Scaling, Verdict
 
 __all__ = [
     "Finding",
@@ -22,12 +28,15 @@ __all__ = [
     "Operation",
     "Plan",
     "Result",
+    "Scaling",
     "SequentialSpec",
     "SettingError",
     "ThreadSafetyError",
     "Verdict",
+    "assert_parallel",
     "check_history",
     "explore",
+    "measure_parallelism",
     "replay",
     "stress",
 ]
@@ -38,12 +47,15 @@ _HOMES = {
     "Operation": "linearizability",
     "Plan": "records",
     "Result": "records",
+    "Scaling": "records",
     "SequentialSpec": "linearizability",
     "SettingError": "errors",
     "ThreadSafetyError": "errors",
     "Verdict": "records",
+    "assert_parallel": "harness",
     "check_history": "linearizability",
     "explore": "harness",
+    "measure_parallelism": "harness",
     "replay": "harness",
     "stress": "harness",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pytest_freethread import interpreter, settings
@@ -11,15 +12,23 @@ from pytest_freethread.detectors import deadlocks, leaks, outcomes
 from pytest_freethread.errors import SettingError
 from pytest_freethread.execution import free
 from pytest_freethread.execution.leaks import ThreadWatch, is_ours
-from pytest_freethread.records import Execution, Result, Verdict
+from pytest_freethread.records import Execution, Result, Scaling, Verdict
 from pytest_freethread.report import text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    import os
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_freethread import exploring
     from pytest_freethread.execution.noise import Noise
-    from pytest_freethread.records import ExplorationPlan, Phase, Plan
+    from pytest_freethread.records import (
+        ExplorationPlan,
+        Fit,
+        Measurement,
+        ParallelPlan,
+        Phase,
+        Plan,
+    )
     from pytest_freethread.scheduling import Scheduler
 
 
@@ -187,6 +196,200 @@ def replay(
     settings.races(races, f"replay(races={races!r})")
     program = _program("replay", bodies, setup, invariant, threads, include)
     return follow(token, program, races=races)
+
+
+def measure_parallelism(
+    *tasks: Callable[..., object],
+    setup: Callable[[], object] | None = None,
+    threads: int | Sequence[int] | None = None,
+    pairs: int = 30,
+    seconds: float | None = 3.0,
+    locks: bool | None = False,
+    pin: bool = False,
+    deadline: float = 30.0,
+    save: str | os.PathLike[str] | None = None,
+) -> Scaling:
+    """Measure how much faster tasks are at once than one after another, and why not more.
+
+    Serial and parallel runs alternate in random order, beside a probe that shows what is possible
+    here; the speed-up is the median of the pairs, with its bootstrap interval (99 %). The verdict
+    is about the plain claim that the total is less than the sum of the parts.
+
+    Args:
+        tasks: several, each on a thread of its own; or one, of which every thread runs a copy.
+        setup: makes the state of a run, which each task gets; not timed.
+        threads: for a single task: how many, or several numbers for a curve; by default one for
+            each core, and at least 2.
+        pairs: of a serial and a parallel run, at most; fewer once the interval is tight.
+        seconds: a budget for all of it; None: no limit but the pairs.
+        locks: time the waits for locks too, in parallel runs of their own (True), never (False),
+            or only where a claim does not hold (None). Their probes make code slower that calls
+            much; the report says by how much.
+        pin: tie each thread to a core of its own.
+        deadline: seconds after which tasks that do not come back are given up.
+        save: a folder for JSON with all samples, and for pictures where matplotlib is installed.
+
+    Raises:
+        SettingError: an argument means nothing.
+        BaseException: what a task raised.
+    """
+    given = {
+        "threads": threads,
+        "pairs": pairs,
+        "seconds": seconds,
+        "locks": locks,
+        "pin": pin,
+        "deadline": deadline,
+    }
+    return _measured("measure_parallelism", given, tasks, setup, save)
+
+
+def assert_parallel(
+    *tasks: Callable[..., object],
+    setup: Callable[[], object] | None = None,
+    min_speedup: float | None = None,
+    min_efficiency: float | None = None,
+    max_total: float | None = None,
+    threads: int | Sequence[int] | None = None,
+    pairs: int = 30,
+    seconds: float | None = 3.0,
+    locks: bool | None = None,
+    pin: bool = False,
+    deadline: float = 30.0,
+    save: str | os.PathLike[str] | None = None,
+) -> Scaling:
+    """Assert that tasks run in parallel; see `measure_parallelism` for how that is measured.
+
+    It fails only where the claim is refuted on a machine that could have shown it. Where nothing
+    can be told (too noisy, too short, too few cores, the GIL) it returns, and the verdict is
+    INCONCLUSIVE. Where nothing is asked, the claim is that the total is less than the sum of the
+    parts, by 5 % at least.
+
+    Args:
+        tasks: as for `measure_parallelism`; so are the arguments that are not named here.
+        min_speedup: the least speed-up.
+        min_efficiency: the least share of the speed-up that is possible here, up to 1.
+        max_total: the most time that all tasks take at once, in lengths of the longest one alone:
+            1.2 is "as long as the longest part, and no more than a fifth longer".
+
+    Raises:
+        ThreadSafetyError: the claim does not hold.
+        SettingError: an argument means nothing.
+        BaseException: what a task raised.
+    """
+    given = {
+        "threads": threads,
+        "pairs": pairs,
+        "seconds": seconds,
+        "locks": locks,
+        "pin": pin,
+        "deadline": deadline,
+        "min_speedup": min_speedup,
+        "min_efficiency": min_efficiency,
+        "max_total": max_total,
+    }
+    scaling = _measured("assert_parallel", given, tasks, setup, save)
+    scaling.raise_for_verdict()
+    return scaling
+
+
+def _measured(
+    verb: str,
+    given: Mapping[str, object],
+    tasks: tuple[Callable[..., object], ...],
+    setup: Callable[[], object] | None,
+    save: str | os.PathLike[str] | None,
+) -> Scaling:
+    if not tasks:
+        raise SettingError(f"{verb}(): there is nothing to run (give at least one task)")
+    values = {
+        name: (value, f"{verb}({name}={value!r})")
+        for name, value in given.items()
+        if (name, value) != ("threads", None)
+    }
+    if len(tasks) > 1:
+        if "threads" in values:
+            raise SettingError(
+                f"{values['threads'][1]}: there are {len(tasks)} tasks; each has a thread of its own"
+            )
+        values["threads"] = len(tasks), verb
+    plan = settings.parallel(values)
+
+    def begin(threads: int) -> Sequence[Callable[[], object]]:
+        dealt = tasks if len(tasks) > 1 else tasks * threads
+        if setup is None:
+            return dealt
+        state = setup()
+        return [_bound(task, state) for task in dealt]
+
+    subjects = (*tasks, *([setup] if setup is not None else []))
+    names = tuple(getattr(task, "__qualname__", repr(task)) for task in tasks)
+    scaling = scale(plan, names, begin, subjects=subjects)
+    if save is not None:
+        from pytest_freethread.report.scaling import save as save_to  # noqa: PLC0415 - see above
+
+        save_to(scaling, Path(save), names[0])
+    return scaling
+
+
+def scale(
+    plan: ParallelPlan,
+    names: tuple[str, ...],
+    begin: Callable[[int], Sequence[Callable[[], object]]],
+    *,
+    end: Callable[[], object] = lambda: None,
+    subjects: tuple[Callable[..., object], ...] = (),
+    gil_by: str | None = None,
+) -> Scaling:
+    """Measure by a plan and judge what came of it.
+
+    Args:
+        plan: how to, and what is asked.
+        names: of the tasks.
+        begin: makes fresh state and as many bodies as there are to be threads; not timed.
+        end: takes the state down.
+        subjects: functions whose modules are looked into for locks.
+        gil_by: what switched the GIL on, if the caller knows.
+
+    Raises:
+        BaseException: what a task raised.
+    """
+    from pytest_freethread.detectors import parallelism, scalability  # noqa: PLC0415 - see above
+    from pytest_freethread.execution import parallel  # noqa: PLC0415
+    from pytest_freethread.report import scaling as report  # noqa: PLC0415
+
+    def explain(measured: Measurement) -> bool:
+        if plan.locks is None:
+            judged = parallelism.claims(measured, parallelism.points(measured))
+            return parallelism.verdict(measured, judged) is Verdict.FAILED
+        return plan.locks
+
+    measured = parallel.measure(
+        plan,
+        parallel.Workload(names=names, begin=begin, end=end, subjects=subjects),
+        tight=parallelism.tight,
+        explain=explain,
+        gil_by=gil_by,
+    )
+    points = parallelism.points(measured)
+    claims = parallelism.claims(measured, points)
+    remarks = parallelism.remarks(measured, points)
+    fits: tuple[Fit, ...] = ()
+    if len(points) > 1:
+        try:
+            fits = scalability.fits(points, measured)
+        except ImportError:
+            remarks = (*remarks, scalability.LACKING)
+    verdict = parallelism.verdict(measured, claims)
+    return Scaling(
+        verdict=verdict,
+        claims=claims,
+        points=points,
+        remarks=remarks,
+        fits=fits,
+        measurement=measured,
+        text=report.render(verdict, measured, points, claims, remarks, fits),
+    )
 
 
 def search(

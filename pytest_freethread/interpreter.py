@@ -28,6 +28,7 @@ Lock = _thread.allocate_lock
 SimpleQueue = queue.SimpleQueue
 monotonic = time.monotonic
 perf_counter = time.perf_counter
+thread_time = time.thread_time
 get_ident = _thread.get_ident
 
 namespace_of = cast("Callable[[ModuleType], dict[str, Any]]", vars(ModuleType)["__dict__"].__get__)
@@ -67,6 +68,48 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """How many cores' worth of time the process's control group may use; None: any (Linux).
+
+    The least that the group or one of those around it is allowed, in version 1 or 2.
+
+    Args:
+        root: below which `proc` and `sys` are.
+    """
+    quotas = []
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = top / path.lstrip("/")
+        for folder in [group, *group.parents][: len(group.parts) - len(top.parts) + 1]:
+            with contextlib.suppress(OSError, ValueError):
+                if controllers:
+                    quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii")
+                    period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
+                else:
+                    quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+                if int(quota) > 0:
+                    quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def core_pinner(index: int) -> Callable[[], object]:
+    """What a thread calls to be tied to the core that is its own by its index.
+
+    What it starts inherits that. Does nothing where the platform cannot.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return lambda: None
+    allowed = sorted(os.sched_getaffinity(0))
+    return lambda: os.sched_setaffinity(0, {allowed[index % len(allowed)]})
 
 
 def core_settler(index: int) -> Callable[[], object]:
@@ -135,6 +178,18 @@ def facts() -> Interpreter:
         gil=gil_enabled(),
         cores=usable_cores(),
     )
+
+
+def system() -> str:
+    """The operating system and the processor's architecture, such as `Linux x86_64`."""
+    return f"{platform.system()} {platform.machine()}"
+
+
+def gil_asked_for() -> str | None:
+    """The option or variable that had a free-threaded build start with the GIL; None: neither."""
+    if sys._xoptions.get("gil") == "1":
+        return "-X gil=1"
+    return "PYTHON_GIL=1" if os.environ.get("PYTHON_GIL") == "1" else None
 
 
 def inherits_context() -> bool:

@@ -83,6 +83,34 @@ class ExplorationPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelPlan:
+    """How to measure whether tasks run in parallel, and what is asked of them.
+
+    Attributes:
+        threads: numbers of threads to measure with, each at least 1, ascending.
+        pairs: how many pairs of a serial and a parallel run there are at most, for each number.
+        seconds: a budget for all of it; None: no limit but the pairs.
+        locks: whether to time the waits for locks, in runs of their own: always, never, or (None)
+            only where what is asked does not hold.
+        pin: whether each thread is tied to a core of its own.
+        deadline: seconds after which tasks that do not come back are given up as stuck.
+        min_speedup: the least speed-up that is asked for; None: nothing is asked.
+        min_efficiency: likewise, as a share of what is possible here.
+        max_total: how long all tasks may take together at most, in lengths of the longest one.
+    """
+
+    threads: tuple[int, ...]
+    pairs: int
+    seconds: float | None
+    locks: bool | None
+    pin: bool
+    deadline: float
+    min_speedup: float | None
+    min_efficiency: float | None
+    max_total: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """A line of code that a thread was at. `line` counts from 1; `source` is stripped."""
 
@@ -601,4 +629,287 @@ class Result:
     def raise_for_verdict(self) -> None:
         """Raise `ThreadSafetyError`, whose message is the report, unless the verdict is PASSED."""
         if self.verdict is not Verdict.PASSED:
+            raise ThreadSafetyError(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What measured, and on what.
+
+    Attributes:
+        python: such as `CPython 3.13.5`.
+        free_threaded: whether the build can run without the GIL.
+        gil: whether the GIL was on.
+        gil_by: what switched it on, where that is known: a module, an option.
+        cores: how many cores the process may use, by its affinity and its cgroup's quota.
+        system: the operating system and the processor's architecture.
+    """
+
+    python: str
+    free_threaded: bool
+    gil: bool
+    gil_by: str | None
+    cores: float
+    system: str
+
+
+class PartRun(NamedTuple):
+    """One run of one task.
+
+    Attributes:
+        task: its index.
+        thread: index of the thread that ran it.
+        start: seconds since the first task of the run began.
+        end: likewise.
+        cpu: seconds that the thread computed meanwhile.
+    """
+
+    task: int
+    thread: int
+    start: float
+    end: float
+    cpu: float
+
+
+class Pair(NamedTuple):
+    """The same tasks one after another on one thread, and at once on a thread each."""
+
+    serial: tuple[PartRun, ...]
+    parallel: tuple[PartRun, ...]
+
+
+class MeasuredRound(NamedTuple):
+    """Pairs that were run close to each other, in random order.
+
+    Attributes:
+        tasks: the tasks that are measured.
+        probe: as many loops of pure Python, as long as the tasks compute: what can be had here.
+        native: as many hashes, for which the GIL is let go of: what could be had without it. None
+            where the GIL is off.
+    """
+
+    tasks: Pair
+    probe: Pair
+    native: Pair | None
+
+
+class Wait(NamedTuple):
+    """A wait for a lock or another meeting place.
+
+    Attributes:
+        thread: index of the thread; -1 for one that a task started.
+        name: what it waited for, as a reader of the code would say it.
+        place: where.
+        start: seconds since the first task of the run began.
+        end: likewise.
+    """
+
+    thread: int
+    name: str
+    place: Place
+    start: float
+    end: float
+
+
+class TimedRun(NamedTuple):
+    """A parallel run in which the waits for locks were timed: its tasks, and their waits."""
+
+    parts: tuple[PartRun, ...]
+    waits: tuple[Wait, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """All that was measured with one number of threads; times in seconds.
+
+    Attributes:
+        threads: how many.
+        rounds: what was measured, in the order in which it was.
+        timed: runs in which the waits for locks were timed; empty if they were not.
+        untimed: why they were not, where it was tried.
+    """
+
+    threads: int
+    rounds: tuple[MeasuredRound, ...]
+    timed: tuple[TimedRun, ...] = ()
+    untimed: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was measured.
+
+    Attributes:
+        machine: on what.
+        plan: how.
+        names: of the tasks; a single one runs as often as there are threads.
+        samples: for each number of threads.
+        stuck: the states of the threads of a run that did not end.
+        seconds: how long all of it took.
+    """
+
+    machine: Machine
+    plan: ParallelPlan
+    names: tuple[str, ...]
+    samples: tuple[Samples, ...]
+    stuck: tuple[ThreadState, ...] = ()
+    seconds: float = 0.0
+
+
+class Estimate(NamedTuple):
+    """A median with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What is asked of a measurement, and whether it holds.
+
+    Attributes:
+        what: `speed-up`, `efficiency` or `total`.
+        asked: the least, or for `total` the most.
+        measured: what there is.
+        possible: the best that there could be here.
+        verdict: whether it holds; judged on the intervals.
+        reason: why it is said to, in a sentence.
+    """
+
+    what: Literal["speed-up", "efficiency", "total"]
+    asked: float
+    measured: Estimate
+    possible: Estimate
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A task's own duration, alone and while the others run: medians, in seconds."""
+
+    name: str
+    alone: float
+    together: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockShare:
+    """What part of the parallel time went into waiting for one lock.
+
+    Attributes:
+        name: of the lock.
+        place: where most of the waiting was.
+        share: of the time of all threads, from 0 to 1.
+        waits: how often a thread had to wait, per run.
+    """
+
+    name: str
+    place: Place
+    share: float
+    waits: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What one number of threads came to.
+
+    Attributes:
+        threads: how many.
+        pairs: how many pairs of runs it is judged on.
+        serial: seconds that the tasks take one after another.
+        total: seconds that they take together.
+        speedup: how many times faster they are together, from the pairs.
+        possible: how many times faster they could be here: as the probes are, as far as the
+            tasks compute; as many times as there are tasks, as far as they wait.
+        ceiling: how many times faster the probes are.
+        native: likewise those for which the GIL is let go of; None where it is off.
+        parts: the tasks; a single one as often as it ran.
+        computing: the share of their time in which the tasks compute, alone.
+        core_share: the share of a core that the probe gets, alone; neighbours have the rest.
+        at_once: how long exactly 0, 1, 2 … tasks were under way, as shares of the total.
+        locks: what they waited for most, where that was timed.
+        timing_cost: how many times longer the runs took in which it was.
+        example: the parallel run in the middle; the timeline is drawn from it.
+        waits: of the timed run that stands for them, where there is one.
+    """
+
+    threads: int
+    pairs: int
+    serial: Estimate
+    total: Estimate
+    speedup: Estimate
+    possible: Estimate
+    ceiling: Estimate
+    native: Estimate | None
+    parts: tuple[Part, ...]
+    computing: float
+    core_share: float
+    at_once: tuple[float, ...]
+    example: Pair
+    locks: tuple[LockShare, ...] = ()
+    timing_cost: float | None = None
+    waits: TimedRun | None = None
+
+    @property
+    def longest(self) -> Part:
+        """The task that takes longest, alone."""
+        return max(self.parts, key=lambda part: part.alone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A law of scalability, fitted to the points that the machine did not limit.
+
+    Attributes:
+        law: `Amdahl` (1967): N/(1+s(N-1)), s the serial share; `USL` (Gunther 1993):
+            N/(1+a(N-1)+bN(N-1)), a contention, b coherency.
+        parameters: the names and estimates of s, or of a and b.
+        threads: the numbers of threads that it was fitted to, besides 1.
+        speedups: what it says, by number of threads; beyond those it is extrapolated.
+    """
+
+    law: Literal["Amdahl", "USL"]
+    parameters: tuple[tuple[str, Estimate], ...]
+    threads: tuple[int, ...]
+    speedups: tuple[tuple[int, Estimate], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """How well tasks run in parallel, and what holds them back. `str(scaling)` is the report.
+
+    Attributes:
+        verdict: FAILED if a claim does not hold, INCONCLUSIVE if that cannot be told here and now.
+        claims: what was asked, at the largest number of threads.
+        points: by number of threads, ascending.
+        remarks: what holds them back, in sentences, the most important first.
+        fits: the laws that could be fitted.
+        measurement: the raw samples.
+        text: the report.
+    """
+
+    verdict: Verdict
+    claims: tuple[Claim, ...]
+    points: tuple[Point, ...]
+    remarks: tuple[str, ...]
+    fits: tuple[Fit, ...]
+    measurement: Measurement
+    text: str = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def speedup(self) -> Estimate:
+        """At the largest number of threads."""
+        return self.points[-1].speedup
+
+    def raise_for_verdict(self) -> None:
+        """Raise `ThreadSafetyError`, whose message is the report, if the verdict is FAILED.
+
+        Not if it is INCONCLUSIVE: a busy machine says nothing about the code.
+        """
+        if self.verdict is Verdict.FAILED:
             raise ThreadSafetyError(self)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from typing import TypeAlias
 
-    from pytest_freethread.records import ExplorationPlan, Plan
+    from pytest_freethread.records import ExplorationPlan, ParallelPlan, Plan
 
     # By the name of a setting: what was given, and where.
     Values: TypeAlias = Mapping[str, tuple[object, str]]
@@ -75,7 +75,7 @@ def seed(value: object, where: str) -> int:
     return number
 
 
-def noise(value: object, where: str) -> bool:
+def switch(value: object, where: str) -> bool:
     """On or off."""
     if isinstance(value, bool):
         return value
@@ -128,6 +128,53 @@ def include(value: object, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def thread_counts(value: object, where: str) -> tuple[int, ...]:
+    """Numbers of threads to measure with, ascending; `auto` is one for each core, at least 2."""
+    if value == AUTO:
+        return (max(2, interpreter.usable_cores()),)
+    if isinstance(value, str):
+        value = value.split(",")
+    given = value if isinstance(value, list | tuple | range) else [value]
+    what = "numbers of threads (such as 4, [1, 2, 4] or '1,2,4', or 'auto')"
+    if not given:
+        raise SettingError(f"{where}: {value!r} is not {what}")
+    return tuple(sorted({_positive_int(each, where, what) for each in given}))
+
+
+def pairs(value: object, where: str) -> int:
+    """A number of pairs of runs."""
+    return _positive_int(value, where, "a number of pairs of runs (a positive integer)")
+
+
+def locks(value: object, where: str) -> bool | None:
+    """Whether waits for locks are timed; None or `auto` where a claim does not hold."""
+    if value is None or value == AUTO:
+        return None
+    if value in {"always", "never"}:
+        return value == "always"
+    if isinstance(value, bool):
+        return value
+    raise SettingError(
+        f"{where}: {value!r} does not say when to time locks (True or 'always', False or 'never', "
+        "None or 'auto': where a claim does not hold)"
+    )
+
+
+def asked(value: object, where: str) -> float | None:
+    """The least or the most that is asked for; None: nothing."""
+    if value is None:
+        return None
+    return _positive_float(value, where, "what can be asked for (a positive number, or None)")
+
+
+def efficiency(value: object, where: str) -> float | None:
+    """A share of what is possible, from 0 to 1; None: nothing is asked."""
+    share = asked(value, where)
+    if share is not None and share > 1:
+        raise SettingError(f"{where}: {value!r} is not a share (a number up to 1, or None)")
+    return share
+
+
 _OF_BOTH: Mapping[str, Callable[[object, str], Any]] = {
     "threads": threads,
     "seconds": seconds,
@@ -135,7 +182,7 @@ _OF_BOTH: Mapping[str, Callable[[object, str], Any]] = {
     "deadline": deadline,
 }
 PARSERS: Mapping[str, Mapping[str, Callable[[object, str], Any]]] = {
-    "stress": {**_OF_BOTH, "rounds": rounds, "noise": noise},
+    "stress": {**_OF_BOTH, "rounds": rounds, "noise": switch},
     "explore": {
         **_OF_BOTH,
         "schedules": schedules,
@@ -145,8 +192,19 @@ PARSERS: Mapping[str, Mapping[str, Callable[[object, str], Any]]] = {
         "benign": benign,
         "include": include,
     },
+    "parallel": {
+        "threads": thread_counts,
+        "pairs": pairs,
+        "seconds": seconds,
+        "locks": locks,
+        "pin": switch,
+        "deadline": deadline,
+        "min_speedup": asked,
+        "min_efficiency": efficiency,
+        "max_total": asked,
+    },
 }
-"""By mode, and by the name of a field of its plan."""
+"""By mode, and by the name of a field of its plan; `parallel` is how parallelism is measured."""
 
 DEFAULTS: Mapping[str, Mapping[str, object]] = {
     "stress": {
@@ -168,6 +226,17 @@ DEFAULTS: Mapping[str, Mapping[str, object]] = {
         "races": "note",
         "benign": (),
         "include": (),
+    },
+    "parallel": {
+        "threads": AUTO,
+        "pairs": 30,
+        "seconds": 3.0,
+        "locks": None,
+        "pin": False,
+        "deadline": 30.0,
+        "min_speedup": None,
+        "min_efficiency": None,
+        "max_total": None,
     },
 }
 """Those of tests; by mode, and by the name of a field of its plan."""
@@ -200,6 +269,17 @@ def exploration(values: Values) -> ExplorationPlan:
             f"{values['preemptions'][1]}: strategy 'dpor' takes no bound; 'dfs' does"
         )
     return ExplorationPlan(**chosen)
+
+
+def parallel(values: Values) -> ParallelPlan:
+    """The same for a measurement of parallelism.
+
+    Raises:
+        SettingError: a value means nothing.
+    """
+    from pytest_freethread.records import ParallelPlan  # noqa: PLC0415 - see above
+
+    return ParallelPlan(**_parsed("parallel", values))
 
 
 def unknown(

@@ -61,7 +61,7 @@ _MEETING_PLACES: Final = (
 )
 """What threads synchronise on, besides locks: a call to one is worth a pause before it."""
 
-_turn: Final = interpreter.Lock()
+turn: Final = interpreter.Lock()
 """Held by the run whose noise the probes speak to."""
 
 # Bound at once, like the primitives of `interpreter`: tests patch them.
@@ -190,10 +190,10 @@ class Noise:
                     self._standby.end()
             finally:
                 self._has_turn = False
-                _turn.release()
+                turn.release()
 
     def _get_ready(self) -> None:
-        if not _turn.acquire(blocking=False):
+        if not turn.acquire(blocking=False):
             return
         self._has_turn = True
         probes.route(*_MEETING_PLACES)

@@ -295,7 +295,7 @@ def _use(
     if isinstance(lock, threading.Condition):
         lock = _lock_of(lock)
     return LockUse(
-        name=_name(expression, frame),
+        name=name_of(expression, frame),
         identity=id(lock),
         place=place_of(frame.f_code, line),
         # Whoever waits for a semaphore may be let in by any other thread.
@@ -303,8 +303,8 @@ def _use(
     )
 
 
-def _name(expression: ast.expr, frame: FrameType) -> str:
-    """An attribute of an object is said as `Class.lock`; anything else as it is written."""
+def name_of(expression: ast.expr, frame: FrameType) -> str:
+    """What an expression of a frame is called: `Class.lock` for an attribute, or as written."""
     if isinstance(expression, ast.Attribute) and isinstance(expression.value, ast.Name):
         try:
             owner = _evaluate(expression.value, frame)
