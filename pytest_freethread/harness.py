@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -202,7 +204,7 @@ def measure_parallelism(
     *tasks: Callable[..., object],
     setup: Callable[[], object] | None = None,
     threads: int | Sequence[int] | None = None,
-    pairs: int = 30,
+    pairs: int = 100,
     seconds: float | None = 3.0,
     locks: bool | None = False,
     pin: bool = False,
@@ -251,7 +253,7 @@ def assert_parallel(
     min_efficiency: float | None = None,
     max_total: float | None = None,
     threads: int | Sequence[int] | None = None,
-    pairs: int = 30,
+    pairs: int = 100,
     seconds: float | None = 3.0,
     locks: bool | None = None,
     pin: bool = False,
@@ -266,17 +268,26 @@ def assert_parallel(
     parts, by 5 % at least.
 
     Args:
-        tasks: as for `measure_parallelism`; so are the arguments that are not named here.
+        tasks: several, each on a thread of its own; or one, of which every thread runs a copy.
+        setup: makes the state of a run, which each task gets; not timed.
         min_speedup: the least speed-up.
         min_efficiency: the least share of the speed-up that is possible here, up to 1.
         max_total: the most time that all tasks take at once, in lengths of the longest one alone:
             1.2 is "as long as the longest part, and no more than a fifth longer".
+        threads: for a single task: how many; of several numbers the claim is about the largest.
+        pairs: see `measure_parallelism`, and for all that follows.
+        seconds: a budget.
+        locks: by default the waits for locks are timed where a claim does not hold.
+        pin: tie each thread to a core of its own.
+        deadline: seconds after which tasks that do not come back are given up; that is FAILED.
+        save: a folder.
 
     Raises:
         ThreadSafetyError: the claim does not hold.
         SettingError: an argument means nothing.
         BaseException: what a task raised.
     """
+    __tracebackhide__ = True
     given = {
         "threads": threads,
         "pairs": pairs,
@@ -310,7 +321,7 @@ def _measured(
     if len(tasks) > 1:
         if "threads" in values:
             raise SettingError(
-                f"{values['threads'][1]}: there are {len(tasks)} tasks; each has a thread of its own"
+                f"{values['threads'][1]}: there are {len(tasks)} tasks, each with its own thread"
             )
         values["threads"] = len(tasks), verb
     plan = settings.parallel(values)
@@ -325,11 +336,7 @@ def _measured(
     subjects = (*tasks, *([setup] if setup is not None else []))
     names = tuple(getattr(task, "__qualname__", repr(task)) for task in tasks)
     scaling = scale(plan, names, begin, subjects=subjects)
-    if save is not None:
-        from pytest_freethread.report.scaling import save as save_to  # noqa: PLC0415 - see above
-
-        save_to(scaling, Path(save), names[0])
-    return scaling
+    return scaling if save is None else saved(scaling, Path(save), names[0])
 
 
 def scale(
@@ -339,7 +346,6 @@ def scale(
     *,
     end: Callable[[], object] = lambda: None,
     subjects: tuple[Callable[..., object], ...] = (),
-    gil_by: str | None = None,
 ) -> Scaling:
     """Measure by a plan and judge what came of it.
 
@@ -349,7 +355,6 @@ def scale(
         begin: makes fresh state and as many bodies as there are to be threads; not timed.
         end: takes the state down.
         subjects: functions whose modules are looked into for locks.
-        gil_by: what switched the GIL on, if the caller knows.
 
     Raises:
         BaseException: what a task raised.
@@ -369,7 +374,6 @@ def scale(
         parallel.Workload(names=names, begin=begin, end=end, subjects=subjects),
         tight=parallelism.tight,
         explain=explain,
-        gil_by=gil_by,
     )
     points = parallelism.points(measured)
     claims = parallelism.claims(measured, points)
@@ -380,16 +384,26 @@ def scale(
             fits = scalability.fits(points, measured)
         except ImportError:
             remarks = (*remarks, scalability.LACKING)
-    verdict = parallelism.verdict(measured, claims)
-    return Scaling(
-        verdict=verdict,
+    scaling = Scaling(
+        verdict=parallelism.verdict(measured, claims),
         claims=claims,
         points=points,
         remarks=remarks,
         fits=fits,
         measurement=measured,
-        text=report.render(verdict, measured, points, claims, remarks, fits),
+        text="",
     )
+    return replace(scaling, text=report.render(scaling))
+
+
+def saved(scaling: Scaling, folder: Path, name: str) -> Scaling:
+    """Write JSON and pictures to files of this name, and say so at the end of the report."""
+    from pytest_freethread.report import scaling as report  # noqa: PLC0415 - see above
+
+    safe = re.sub(r"[^\w.-]+", "-", name).strip("-")
+    files, lacking = report.save(scaling, folder, safe)
+    said = [f"  saved: {', '.join(map(str, files))}", *([f"  {lacking}"] if lacking else [])]
+    return replace(scaling, text="\n".join([scaling.text, "", *said]))
 
 
 def search(

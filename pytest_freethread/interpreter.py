@@ -28,6 +28,7 @@ Lock = _thread.allocate_lock
 SimpleQueue = queue.SimpleQueue
 monotonic = time.monotonic
 perf_counter = time.perf_counter
+process_time = time.process_time
 thread_time = time.thread_time
 get_ident = _thread.get_ident
 
@@ -185,11 +186,15 @@ def system() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
-def gil_asked_for() -> str | None:
-    """The option or variable that had a free-threaded build start with the GIL; None: neither."""
-    if sys._xoptions.get("gil") == "1":
+gil_culprit: str | None = None
+"""The module whose import switched the GIL on; set by whoever watches imports."""
+
+
+def gil_switched_on_by() -> str | None:
+    """What has a free-threaded build run with the GIL: an option, or a module, if seen."""
+    if sys._xoptions.get("gil") == "1":  # noqa: SLF001 - documented
         return "-X gil=1"
-    return "PYTHON_GIL=1" if os.environ.get("PYTHON_GIL") == "1" else None
+    return "PYTHON_GIL=1" if os.environ.get("PYTHON_GIL") == "1" else gil_culprit
 
 
 def inherits_context() -> bool:

@@ -661,7 +661,7 @@ class PartRun(NamedTuple):
         thread: index of the thread that ran it.
         start: seconds since the first task of the run began.
         end: likewise.
-        cpu: seconds that the thread computed meanwhile.
+        cpu: seconds that the thread computed meanwhile; where no other task ran, all threads.
     """
 
     task: int
@@ -697,7 +697,7 @@ class Wait(NamedTuple):
     """A wait for a lock or another meeting place.
 
     Attributes:
-        thread: index of the thread; -1 for one that a task started.
+        thread: index of the thread; negative for those that a task started.
         name: what it waited for, as a reader of the code would say it.
         place: where.
         start: seconds since the first task of the run began.
@@ -801,7 +801,7 @@ class LockShare:
     Attributes:
         name: of the lock.
         place: where most of the waiting was.
-        share: of the time of all threads, from 0 to 1.
+        share: of the time that the tasks took, and the threads that they started; from 0 to 1.
         waits: how often a thread had to wait, per run.
     """
 
@@ -823,10 +823,12 @@ class Point:
         speedup: how many times faster they are together, from the pairs.
         possible: how many times faster they could be here: as the probes are, as far as the
             tasks compute; as many times as there are tasks, as far as they wait.
+        headroom: how many times faster they could be than they are, pair by pair.
         ceiling: how many times faster the probes are.
         native: likewise those for which the GIL is let go of; None where it is off.
         parts: the tasks; a single one as often as it ran.
-        computing: the share of their time in which the tasks compute, alone.
+        computing: the share of their time in which the tasks compute, alone; above 1 where they
+            keep more than one core busy.
         core_share: the share of a core that the probe gets, alone; neighbours have the rest.
         at_once: how long exactly 0, 1, 2 … tasks were under way, as shares of the total.
         locks: what they waited for most, where that was timed.
@@ -841,6 +843,7 @@ class Point:
     total: Estimate
     speedup: Estimate
     possible: Estimate
+    headroom: Estimate
     ceiling: Estimate
     native: Estimate | None
     parts: tuple[Part, ...]
@@ -911,5 +914,6 @@ class Scaling:
 
         Not if it is INCONCLUSIVE: a busy machine says nothing about the code.
         """
+        __tracebackhide__ = True
         if self.verdict is Verdict.FAILED:
             raise ThreadSafetyError(self)

@@ -229,7 +229,7 @@ DEFAULTS: Mapping[str, Mapping[str, object]] = {
     },
     "parallel": {
         "threads": AUTO,
-        "pairs": 30,
+        "pairs": 100,
         "seconds": 3.0,
         "locks": None,
         "pin": False,

@@ -52,7 +52,10 @@ MAY_IMPORT = {
     "": {"errors", "records", "linearizability", "harness"},
 }  # fmt: skip
 
-ONLY_IN = {"pytest": {"plugin"}, "_pytest": {"plugin"}, "hypothesis": set()}
+ONLY_IN = {
+    "pytest": {"plugin"}, "_pytest": {"plugin"}, "hypothesis": set(),
+    "scipy": {"detectors"}, "matplotlib": {"report"},
+}  # fmt: skip
 
 
 def modules():
@@ -96,9 +99,17 @@ def test_every_layer_is_named_here():
     assert {layer_of(path) for path in modules()} <= set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("forbidden", [f"{NAME}.harness", f"{NAME}.execution", "hypothesis"])
+@pytest.mark.parametrize(
+    "forbidden", [f"{NAME}.harness", f"{NAME}.execution", "hypothesis", "scipy", "matplotlib"]
+)
 def test_loading_the_plugin_loads_neither_the_harness_nor_hypothesis(forbidden):
     code = f"import sys, {NAME}.plugin; sys.exit({forbidden!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("extra", ["scipy", "matplotlib"])
+def test_the_harness_loads_no_extra_before_it_is_needed(extra):
+    code = f"import sys, {NAME}.harness, {NAME}.report.plots; sys.exit({extra!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,8 +1,9 @@
 """Whether tasks run in parallel, and what holds them back: samples in, claims and sentences out.
 
-Everything is judged on intervals. A claim holds if all of the measured interval does; it is refuted
-if none of it does *and* the probe, in the same seconds on the same cores, shows that it could have;
-anything else is undecided. So a busy or a small machine makes intervals wide or ceilings low, and
+Everything is judged on intervals. A claim holds if all of the measured interval does. It is
+refuted if none of it does *and* a probe, in the same seconds on the same cores, shows that it
+could: what is possible reaches what is asked, and the tasks surely stay below what is possible.
+Anything else is undecided. So a busy or a small machine makes intervals wide or ceilings low, and
 nothing red.
 """
 
@@ -43,7 +44,7 @@ SHORTEST: Final = 1e-3
 """Seconds that the longest task takes at least: threads start some tens of µs apart."""
 
 FASTER: Final = 1.05
-"""What is asked where nothing is: less time than the sum, by more than clocks and caches err."""
+"""By more than clocks and caches err: asked where nothing is, and the headroom of what fails."""
 
 _TIGHT: Final = 0.03
 """An interval of so little to either side is worth no more runs."""
@@ -83,12 +84,17 @@ def _lowest_plausible(ordered: Sequence[float]) -> float:
 
 
 def tight(rounds: Sequence[MeasuredRound]) -> bool:
-    """Whether the speed-ups of tasks and probes are known so well that more runs are no use."""
-    for pairs in ([each.tasks for each in rounds], [each.probe for each in rounds]):
-        value, low, high = estimate(map(ratio, pairs))
-        if max(value - low, high - value) > _TIGHT * value:
-            return False
-    return True
+    """Whether the speed-up is known so well that more runs are of no use.
+
+    And that of the probe, as far as the tasks compute: only so far does it say what is possible.
+    """
+    speedup = _error(estimate(ratio(each.tasks) for each in rounds))
+    ceiling = _error(estimate(ratio(each.probe) for each in rounds))
+    return max(speedup, ceiling * _computing(rounds)) <= _TIGHT
+
+
+def _error(found: Estimate) -> float:
+    return max(found.value - found.low, found.high - found.value) / found.value
 
 
 def ratio(pair: Pair) -> float:
@@ -138,6 +144,10 @@ def _point(samples: Samples, names: Sequence[str], machine: Machine) -> Point:
         total=estimate(total(pair.parallel) for pair in pairs),
         speedup=estimate(map(ratio, pairs)),
         possible=estimate(_possible(each, best, computing) for each in ceilings),
+        headroom=estimate(
+            _possible(ceiling, best, computing) / ratio(pair)
+            for ceiling, pair in zip(ceilings, pairs, strict=True)
+        ),
         ceiling=estimate(probes),
         native=estimate(natives) if natives else None,
         parts=parts,
@@ -154,19 +164,24 @@ def _point(samples: Samples, names: Sequence[str], machine: Machine) -> Point:
 def _possible(ceiling: float, best: float, computing: float) -> float:
     """The speed-up of tasks that compute for a share of their time and wait for the rest.
 
-    Waiting goes on at once whatever the machine; computing does as far as the probes show.
+    Waiting goes on at once whatever the machine; computing does as far as the probes show. Tasks
+    that keep more than one core busy have so much less to gain.
     """
-    return 1 / ((1 - computing) / best + computing / min(max(ceiling, 1.0), best))
+    most = min(max(ceiling, 1.0), best)
+    if computing > 1:
+        return max(1.0, most / computing)
+    return 1 / ((1 - computing) / best + computing / most)
 
 
 def _computing(rounds: Sequence[MeasuredRound]) -> float:
-    """The share of its time in which a task computes, alone.
+    """The share of its time in which a task computes, alone; more than 1 if on several cores.
 
     Neighbours hold up whoever computes, tasks and probes alike, and that is no waiting.
     """
     tasks = median(_busy(each.tasks.serial) for each in rounds)
     probes = median(_busy(each.probe.serial) for each in rounds)
-    return min(1.0, tasks / probes) if probes else 1.0
+    share = tasks / probes if probes else 1.0
+    return share if share > 1 + _NOTABLE else min(1.0, share)
 
 
 def _busy(parts: Sequence[PartRun]) -> float:
@@ -205,7 +220,7 @@ def _timed(samples: Samples) -> tuple[tuple[LockShare, ...], float | None, Timed
     available = 0.0
     for run in runs:
         started = {wait.thread for wait in run.waits if wait.thread < 0}
-        available += total(run.parts) * (len(run.parts) + len(started))
+        available += sum(map(_seconds, run.parts)) + len(started) * total(run.parts)
         for wait in run.waits:
             seconds = wait.end - wait.start
             waited[wait.name] += seconds
@@ -284,14 +299,14 @@ def _judged(claim: _Asked, measurement: Measurement, last: Point) -> Claim:
     what, asked, measured, possible, least = claim
     holds = measured.low >= asked if least else measured.high <= asked
     refuted = measured.high < asked if least else measured.low > asked
-    could = possible.low >= asked if least else possible.high <= asked
+    could = possible.value >= asked if least else possible.value <= asked
     outcome, reason = Verdict.INCONCLUSIVE, _undecided(claim, measurement, last)
     if reason is None and holds:
-        outcome, reason = Verdict.PASSED, "all of the interval is within what is asked"
-    elif reason is None and refuted and could:
-        outcome, reason = Verdict.FAILED, "none of the interval is within what is asked"
+        outcome, reason = Verdict.PASSED, "so does all of the interval"
+    elif reason is None and refuted and could and last.headroom.low > FASTER:
+        outcome, reason = Verdict.FAILED, "none of the interval does, and it could here"
     elif reason is None:
-        reason = _in_doubt(claim, measurement.machine, last, refuted=refuted)
+        reason = _in_doubt(claim, measurement.machine, last, refuted=refuted, could=could)
     return Claim(
         what=what,
         asked=asked,
@@ -310,38 +325,36 @@ def _undecided(claim: _Asked, measurement: Measurement, last: Point) -> str | No
     if longest < SHORTEST:
         times = math.ceil(2 * SHORTEST / max(longest, 1e-9))
         return (
-            f"the longest part takes {longest * 1e3:.3g} ms, too short beside what it takes to start "
-            f"threads; do the work {times:,} times over within a task"
+            f"the longest part takes {longest * 1e3:.3g} ms, too short beside what starting threads "
+            f"takes; do the work {times:,} times over within a task"
         )
     if last.pairs < FEWEST:
-        needed = FEWEST * measurement.seconds / sum(len(each.rounds) for each in measurement.samples)
-        enough = f"seconds={math.ceil(1.2 * needed)}"
-        return (
-            f"{last.pairs} pairs of runs say little, at least {FEWEST} are needed; give pairs=30"
-            + (f" and {enough}" if measurement.plan.seconds is not None else "")
-        )
+        needed = FEWEST * measurement.seconds / last.pairs
+        few = measurement.plan.pairs < FEWEST
+        advice = f"pairs={FEWEST} or more" if few else f"seconds={math.ceil(1.2 * needed)}"
+        return f"{last.pairs} pairs of runs say little, {FEWEST} are needed; give {advice}"
     if claim.what == "efficiency" and last.possible.low < _TELLING:
         return f"{_limit(measurement.machine, last)}, so a share of that says nothing"
     return None
 
 
-def _in_doubt(claim: _Asked, machine: Machine, last: Point, *, refuted: bool) -> str:
+def _in_doubt(claim: _Asked, machine: Machine, last: Point, *, refuted: bool, could: bool) -> str:
     """Why an interval decides nothing."""
-    best = claim.possible.high if claim.least else claim.possible.low
-    if best < claim.asked if claim.least else best > claim.asked:
+    if refuted and not could:
         return _limit(machine, last)
-    unclear = claim.possible if refuted else claim.measured
-    what = "what is possible here" if refuted else "it"
+    if refuted:
+        low, high = 1 / last.headroom.high, 1 / last.headroom.low
+        return f"it is {low:.0%} to {high:.0%} of what is possible here: too near, or too noisy"
     busy = _neighbours(last)
     return (
-        f"{what} lies between {unclear.low:.2f} and {unclear.high:.2f}: too noisy to tell"
-        + (f"; {busy}" if busy else "; allow more pairs and seconds")
+        f"it lies between {claim.measured.low:.2f} and {claim.measured.high:.2f}: too noisy to tell"
+        + (f"; {busy}" if busy else "; allow more pairs or seconds")
     )
 
 
 def _limit(machine: Machine, last: Point) -> str:
     """What keeps tasks like these from running at once here, whoever wrote them."""
-    most = f"at most {last.possible.high:.2f} × is possible here"
+    most = f"no more than {last.possible.value:.2f} × is possible here"
     if machine.gil and not machine.free_threaded and last.computing > _NOTABLE:
         return f"{most}: with the GIL one thread at a time runs Python; try a free-threaded build"
     if machine.cores < last.threads:
@@ -371,20 +384,24 @@ def _remarks(measurement: Measurement, last: Point, samples: Samples) -> Iterato
     if machine.gil and last.computing > _NOTABLE:
         who = f", switched on by {machine.gil_by}" if machine.gil_by else ""
         build = ", and this build can do without" if machine.free_threaded else ""
-        native = f"; work in C that lets go of it gains {last.native.value:.2f} ×" if last.native else ""
+        native = (
+            f"; work in C that lets go of it gains {last.native.value:.2f} ×" if last.native else ""
+        )
         yield f"the GIL is on{who}{build}: one thread at a time runs Python{native}"
     named = [lock for lock in last.locks if lock.share >= _NOTABLE / 10][:_MOST_LOCKS]
     for lock in named:
         times = f"{lock.waits:,.0f} times" if round(lock.waits) != 1 else "once"
         where = f"{PurePath(lock.place.file).name}:{lock.place.line}"
-        yield f"{lock.share:.0%} of the parallel time waits for {lock.name} ({where}), {times} a run"
+        yield (
+            f"{lock.share:.0%} of the parallel time waits for {lock.name} ({where}), {times} a run"
+        )
     if last.timing_cost is not None and last.timing_cost > 1 + _NOTABLE:
         yield f"with the locks timed it takes {last.timing_cost:.1f} × as long, so shares are rough"
     if samples.untimed:
         yield f"waits for locks were not timed: {samples.untimed}"
     yield from _slower_together(samples, last, explained=bool(named) or machine.gil)
     best = last.serial.value / last.longest.alone
-    if len(last.parts) > 1 and best < (1 - _NOTABLE) * len(last.parts):
+    if len(measurement.names) > 1 and best < (1 - _NOTABLE) * len(last.parts):
         yield (
             f"the parts are not equal: {last.longest.name} alone takes "
             f"{1 / best:.0%} of the sum, so {best:.2f} × is the most"
@@ -398,21 +415,22 @@ def _slower_together(samples: Samples, last: Point, *, explained: bool) -> Itera
     """Whether the tasks wait for each other, or compute longer for the same work."""
     tasks = [each.tasks for each in samples.rounds]
     probes = [each.probe for each in samples.rounds]
-    together = median(_busy(p.parallel) for p in tasks) / median(_busy(p.parallel) for p in probes)
-    if not explained and last.computing - together > _NOTABLE:
+    both = list(zip(tasks, probes, strict=True))
+    together = estimate(_busy(task.parallel) / _busy(probe.parallel) for task, probe in both)
+    if not explained and together.high < last.computing - _NOTABLE:
         yield (
-            f"together the tasks compute for {together:.0%} of their time, alone for "
+            f"together the tasks compute for {together.value:.0%} of their time, alone for "
             f"{last.computing:.0%}: they wait for each other"
         )
-    longer = median(map(_inflation, tasks)) / median(map(_inflation, probes))
-    if longer > 1 + _NOTABLE and last.computing > _NOTABLE:
+    longer = estimate(_inflation(task) / _inflation(probe) for task, probe in both)
+    if longer.low > 1 + _NOTABLE and last.computing > _NOTABLE:
         yield (
-            f"for the same work they compute {longer:.2f} × as long together as alone: threads "
-            "contend for memory, for what CPython counts and locks in shared objects, or spin"
+            f"for the same work they compute {longer.value:.2f} × as long together as alone: "
+            "threads contend for memory, for what CPython counts and locks in shared objects, or "
+            "spin"
         )
 
 
 def _inflation(pair: Pair) -> float:
     alone = sum(part.cpu for part in pair.serial)
     return sum(part.cpu for part in pair.parallel) / alone if alone else 1.0
-

@@ -1,9 +1,9 @@
 """The laws of scalability, fitted to a curve: Amdahl's serial share, the USL's two coefficients.
 
 G. Amdahl, "Validity of the single processor approach to achieving large scale computing
-capabilities", 1967; N. Gunther, "A simple capacity model of massively parallel transaction systems",
-1993 (the Universal Scalability Law). What is fitted is the speed-up as a share of what was possible,
-so that the machine's own limits are not blamed on the code; fitted by `scipy.optimize.curve_fit`.
+capabilities", 1967; N. Gunther, "A simple capacity model of massively parallel transaction
+systems", 1993 (the Universal Scalability Law). What is fitted is the speed-up as a share of what
+was possible, so that the machine's limits are not blamed on the code. scipy fits it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def usl(threads: float, contention: float, coherency: float) -> float:
 
 
 def fits(points: Sequence[Point], measurement: Measurement) -> tuple[Fit, ...]:
-    """The laws that there are enough points for: one more than a law has parameters, N = 1 included.
+    """The laws that there are enough points for: Amdahl's for one, the USL for three.
 
     Points where the tasks would compute on more cores than there are say nothing about the code.
 

@@ -80,7 +80,6 @@ def measure(
     *,
     tight: Callable[[Sequence[MeasuredRound]], bool],
     explain: Callable[[Measurement], bool],
-    gil_by: str | None = None,
 ) -> Measurement:
     """Measure with each number of threads of the plan, within its budgets.
 
@@ -90,7 +89,6 @@ def measure(
         tight: whether these rounds say enough; asked after each one.
         explain: given what was measured so far, whether to time waits for locks too, with the
             number of threads that was last.
-        gil_by: what switched the GIL on, if the caller knows.
 
     Raises:
         BaseException: what a task raised.
@@ -102,7 +100,7 @@ def measure(
         python=facts.name,
         free_threaded=facts.free_threaded,
         gil=facts.gil,
-        gil_by=(interpreter.gil_asked_for() or gil_by) if facts.free_threaded else None,
+        gil_by=interpreter.gil_switched_on_by() if facts.free_threaded and facts.gil else None,
         cores=facts.cores if quota is None else min(facts.cores, quota),
         system=interpreter.system(),
     )
@@ -123,7 +121,8 @@ def measure(
         for number, threads in enumerate(plan.threads):
             until = None
             if plan.seconds is not None:
-                until = began + plan.seconds * (number + 1) / len(plan.threads)
+                share = sum(plan.threads[: number + 1]) / sum(plan.threads)
+                until = began + plan.seconds * share  # more tasks take longer
             one = _Point(plan, workload, crew, threads, machine)
             one.run_rounds(until, tight)
             samples.append(one.samples())
@@ -273,16 +272,14 @@ class _Crew:
         self._yield_core = interpreter.core_yielder()
         self._ended: queue.SimpleQueue[_Worker] = interpreter.SimpleQueue()
 
-    def run(
-        self, bodies: Sequence[Callable[[], object]], *, parallel: bool
-    ) -> tuple[PartRun, ...]:
+    def run(self, bodies: Sequence[Callable[[], object]], *, parallel: bool) -> tuple[PartRun, ...]:
         """Run bodies at once, each on a thread, or one after another on the first.
 
         Returns:
             A run of each, by the clock of `perf_counter`.
 
         Raises:
-            BaseException: what a body raised; a group of them where several did.
+            BaseException: what a body raised; of several, that of the first one.
             StuckError: they did not come back before the deadline.
         """
         tasks = list(enumerate(bodies))
@@ -294,11 +291,11 @@ class _Crew:
         self._patience = 20_000 if together else 20
         busy = self._workers[: len(shares)]
         for worker, share in zip(busy, shares, strict=True):
-            worker.start(share)
+            worker.start(share, alone=not parallel)
         self._wait_for(busy)
-        errors = [worker.error for worker in busy if worker.error is not None]
-        if errors:
-            raise errors[0] if len(errors) == 1 else BaseExceptionGroup("several tasks", errors)
+        for worker in busy:
+            if worker.error is not None:
+                raise worker.error
         return tuple(sorted(part for worker in busy for part in worker.parts))
 
     def idents(self) -> dict[int, int]:
@@ -342,18 +339,19 @@ class _Worker:
         self.parts: list[PartRun] = []
         self._crew = crew
         self._share: list[_Task] | None = None
+        self._clock = interpreter.thread_time
         self._settle = interpreter.core_settler(index)
         self._pin = interpreter.core_pinner(index) if crew._plan.pin else None  # noqa: SLF001 - one mechanism
         self._wake = interpreter.Lock()
         self._wake.acquire()
-        self.thread = interpreter.Thread(
-            target=self._loop, name=f"freethread-{index}", daemon=True
-        )
+        self.thread = interpreter.Thread(target=self._loop, name=f"freethread-{index}", daemon=True)
         leaks.mark_as_ours(self.thread)
         self.thread.start()
 
-    def start(self, share: list[_Task]) -> None:
+    def start(self, share: list[_Task], *, alone: bool) -> None:
         self._share = share
+        # Alone, whatever computes in this process does so for the task.
+        self._clock = interpreter.process_time if alone else interpreter.thread_time
         self.error = None
         self.parts = []
         self.idle = False
@@ -388,9 +386,9 @@ class _Worker:
     def _timed(self, index: int, body: Callable[[], object]) -> PartRun:
         inherited = interpreter.inherits_context()
         context = contextvars.copy_context() if inherited else contextvars.Context()
-        computed = interpreter.thread_time()
+        computed = self._clock()
         start = interpreter.perf_counter()
         context.run(body)
         end = interpreter.perf_counter()
-        computed = interpreter.thread_time() - computed
+        computed = self._clock() - computed
         return PartRun(index, self.index, start, end, computed)

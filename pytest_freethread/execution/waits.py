@@ -1,13 +1,14 @@
 """Which locks threads wait for, and how long: a thin layer over the locks of the project's code.
 
-The probes route each `with lock`, `lock.acquire()`, `queue.get()` … of live code through here,
-whenever the lock was made. A lock that is free is taken at once, by one call more than without; only
-where a thread really has to wait, the clock is read. All other probes stay silent.
+Probes route each `with lock`, `lock.acquire()`, `queue.get()` … of live code through here, whenever
+the lock was made. A lock that is free is taken at once, by one call more than without; only where a
+thread really has to wait, the clock is read. Nothing else has probes.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import linecache
 import queue
 import sys
@@ -18,6 +19,7 @@ from pytest_freethread import interpreter
 from pytest_freethread.execution import noise, scope, stacks
 from pytest_freethread.instrument import probes
 from pytest_freethread.instrument.effects import ROUTE
+from pytest_freethread.instrument.rewrite_locks import WAITING_CALLS, rewrite_locks
 from pytest_freethread.instrument.standby import Standby
 from pytest_freethread.records import Place, Wait
 
@@ -29,7 +31,6 @@ _MEETING_PLACES: Final = (
     *(threading.Condition, threading.Event, threading.Semaphore, threading.BoundedSemaphore),
     *(queue.Queue, queue.LifoQueue, queue.PriorityQueue, queue.SimpleQueue, threading.Barrier),
 )
-_WAITING_CALLS: Final = frozenset({"acquire", "wait", "wait_for", "get", "put", "join"})
 
 
 class LockTimer:
@@ -45,38 +46,32 @@ class LockTimer:
     def __init__(self, functions: tuple[Callable[..., object], ...]) -> None:
         self.refused: str | None = None
         self._functions = functions
-        self._standby: Standby | None = None
+        self._undo = contextlib.ExitStack()
         self._noted: list[tuple[int, int, int, float, float]] = []
         self._stand_ins: dict[tuple[int, int], _StandIn] = {}
         self._names: dict[tuple[int, int], tuple[str, Place]] = {}
 
     def __enter__(self) -> None:
-        """Put the probes in."""
+        """Put the probes in, unless somebody else has some in."""
         if not noise.turn.acquire(blocking=False):
             self.refused = "another run has the probes"
             return
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(noise.turn.release)
             probes.route(*_MEETING_PLACES)
-            self._standby = Standby(scope.own(self._functions).values(), exact=True)
-            if self._standby.put_in():
-                probes.stored_names.clear()  # attributes are not asked about
+            modules = scope.own(self._functions).values()
+            standby = Standby(modules, exact=True, rewrite=rewrite_locks)
+            undo.callback(standby.end)
+            if standby.put_in():
                 probes.listen(self)
+                undo.callback(probes.listen, None)
             else:
                 self.refused = "an exploration has the probes"
-        except BaseException:
-            self.__exit__()
-            raise
+            self._undo = undo.pop_all()
 
     def __exit__(self, *_: object) -> None:
         """Take them out."""
-        if self._standby is None:
-            return
-        probes.listen(None)
-        try:
-            self._standby.end()
-        finally:
-            self._standby = None
-            noise.turn.release()
+        self._undo.close()
 
     def take(self, threads: Mapping[int, int]) -> list[Wait]:
         """The waits so far, by the clock of `perf_counter`; there are none after that.
@@ -85,8 +80,16 @@ class LockTimer:
             threads: the index of each thread by its ident.
         """
         noted, self._noted = self._noted, []
+        started: dict[int, int] = {}
         return [
-            Wait(threads.get(ident, -1), *self._names[lock, site], start, end)
+            Wait(
+                threads[ident]
+                if ident in threads
+                else started.setdefault(ident, -1 - len(started)),
+                *self._names[lock, site],
+                start,
+                end,
+            )
             for ident, lock, site, start, end in noted
         ]
 
@@ -94,7 +97,7 @@ class LockTimer:
 
     def access(self, obj: Any, key: Any, op: int, site: int, /) -> Any:
         """Before a lock is entered or called: the stand-in that times it."""
-        if op != ROUTE or (key is not None and key not in _WAITING_CALLS):
+        if op != ROUTE or (key is not None and key not in WAITING_CALLS):
             return obj
         try:
             return self._stand_ins[id(obj), site]
@@ -166,12 +169,10 @@ def _name_and_place(site: int, frame: FrameType | None) -> tuple[str, Place]:
     where = probes.SITES[site]
     while frame is not None and stacks.is_ours(frame.f_code.co_filename):
         frame = frame.f_back
-    text = where.text
-    expression: ast.expr = ast.parse(text, mode="eval").body
-    if where.kind != "lock":  # `self.lock.acquire()`, or `self.queue.get` without the call
-        expression = expression.func if isinstance(expression, ast.Call) else expression
-        expression = expression.value if isinstance(expression, ast.Attribute) else expression
-    name = ast.unparse(expression) if frame is None else stacks.name_of(expression, frame)
+    expression = ast.parse(where.text, mode="eval").body
+    name = where.text if frame is None else stacks.name_of(expression, frame)
+    if where.name not in {None, "acquire"}:
+        name = f"{name}.{where.name}()"
     place = Place(
         file=where.file,
         line=where.line,

@@ -13,6 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Final
 
 from pytest_freethread.instrument import probes, swap
+from pytest_freethread.instrument.rewrite import rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -31,7 +32,7 @@ class _Known:
         self.left_out: list[tuple[str, str]] = []
 
 
-_known: Final[dict[str, _Known]] = {}
+_known: Final[dict[tuple[str, swap._Rewrite], _Known]] = {}
 """By the module's name: one that is loaded again takes the place of the former."""
 
 
@@ -40,6 +41,7 @@ class Standby:
 
     Args:
         modules: whose functions.
+        rewrite: puts the probes into a module's tree; `rewrite.py`'s, or another one.
         exact: look for the functions though the modules are known, and find those that were made
             meanwhile when it ends. Otherwise only modules that are new are looked through.
 
@@ -47,11 +49,18 @@ class Standby:
         left_out: the qualified name of each function (or module) without probes, and the reason.
     """
 
-    def __init__(self, modules: Collection[ModuleType], *, exact: bool) -> None:
+    def __init__(
+        self,
+        modules: Collection[ModuleType],
+        *,
+        exact: bool,
+        rewrite: swap._Rewrite = rewrite,
+    ) -> None:
         self._exact = exact
         with swap._lock:
-            _look_through([each for each in modules if exact or not _is_known(each)])
-            self._chosen = [_known[each.__name__] for each in modules]
+            new = [each for each in modules if exact or not _is_known(each, rewrite)]
+            _look_through(new, rewrite)
+            self._chosen = [_known[each.__name__, rewrite] for each in modules]
         self.left_out = tuple(sorted({each for known in self._chosen for each in known.left_out}))
 
     def put_in(self) -> bool:
@@ -112,17 +121,17 @@ class Standby:
                 function.__code__ = before
 
 
-def _is_known(module: ModuleType) -> bool:
-    known = _known.get(module.__name__)
+def _is_known(module: ModuleType, rewrite: swap._Rewrite) -> bool:
+    known = _known.get((module.__name__, rewrite))
     return known is not None and known.module() is module
 
 
-def _look_through(modules: Collection[ModuleType]) -> None:
+def _look_through(modules: Collection[ModuleType], rewrite: swap._Rewrite) -> None:
     """Find the functions of modules, and what takes the place of their code."""
     if not modules:
         return
     with swap._no_collection():
-        found = {module: swap._compiled(module) for module in modules}
+        found = {module: swap._compiled(module, rewrite) for module in modules}
     by_file: dict[str, _Known] = {}
     by_name: dict[str, _Known] = {}
     for module, compiled in found.items():
@@ -148,4 +157,4 @@ def _look_through(modules: Collection[ModuleType]) -> None:
                 continue
             reason = "its code is not what its source compiles to"
         known_.left_out.append((f"{function.__module__}.{function.__qualname__}", reason))
-    _known.update(by_name)
+    _known.update({(name, rewrite): known for name, known in by_name.items()})

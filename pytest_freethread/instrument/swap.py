@@ -22,12 +22,13 @@ import sys
 import sysconfig
 import warnings
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_freethread.instrument import probes
-from pytest_freethread.instrument.rewrite import CONSTANTS, PREFIX, rewrite
+from pytest_freethread.instrument.rewrite import CONSTANTS, PREFIX, Rewritten, rewrite
 from pytest_freethread.interpreter import Lock, namespace_of
 
 if TYPE_CHECKING:
@@ -159,10 +160,11 @@ class _Compiled:
 _HARNESS: Final = "it is the harness itself"
 _RACY: Final = 2 * 10**9
 _lock = Lock()
-_cache: Final[dict[tuple[str, bool], _Compiled]] = {}
+_Rewrite = Callable[[ast.Module, bytes, str], Rewritten]
+_cache: Final[dict[tuple[str, bool, _Rewrite], _Compiled]] = {}
 
 
-def _compiled(module: ModuleType) -> _Compiled | str:
+def _compiled(module: ModuleType, rewrite: _Rewrite = rewrite) -> _Compiled | str:
     """The code of a module with and without probes, or the reason why there is none."""
     file = getattr(module, "__file__", None)
     if _is_harness(module.__name__):
@@ -176,16 +178,17 @@ def _compiled(module: ModuleType) -> _Compiled | str:
     try:
         status = os.stat(path)  # noqa: PTH116
         stamp = status.st_mtime_ns, status.st_size
-        known = _cache.get((path, rewriting))
+        known = _cache.get((path, rewriting, rewrite))
         if known is not None and known.stamp == stamp:
             return known
         with open(path, "rb") as stream:  # noqa: PTH123
             raw = stream.read()
         named = _frozen_name(module) or file
-        found = _compile(path, named, stamp, raw, (asserts, loader) if rewriting else None)
+        pytest_s = (asserts, loader) if rewriting else None
+        found = _compile(path, named, stamp, raw, pytest_s, rewrite)
     except (OSError, SyntaxError, ValueError) as error:
         return f"its source cannot be used: {error}"
-    _cache[path, rewriting] = found
+    _cache[path, rewriting, rewrite] = found
     return found
 
 
@@ -220,8 +223,13 @@ def _code_file(module: ModuleType) -> str | None:
     return _absolute(file) if file else None
 
 
-def _compile(
-    path: str, file: str, stamp: tuple[int, int], raw: bytes, rewriting: tuple[Any, Any] | None
+def _compile(  # noqa: PLR0917 - what is known of a file, handed on
+    path: str,
+    file: str,
+    stamp: tuple[int, int],
+    raw: bytes,
+    rewriting: tuple[Any, Any] | None,
+    rewrite: _Rewrite,
 ) -> _Compiled:
     source = importlib.util.decode_source(raw).encode()
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_freethread import interpreter
-from pytest_freethread.errors import SettingError
-from pytest_freethread.plugin import gil, options
+from pytest_freethread.errors import SettingError, ThreadSafetyError
+from pytest_freethread.plugin import gil, measured, options
 from pytest_freethread.plugin.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_freethread.records import Result
+    from pytest_freethread.records import Result, Scaling
 
 _gil_watch = gil.GilWatch()
 
@@ -84,6 +84,33 @@ class Verbs:
 
         return explore(*bodies, **{**options.verb_defaults(self._item, "explore"), **settings})
 
+    def measure_parallelism(self, *tasks: Callable[..., object], **settings: Any) -> Scaling:
+        """`pytest_freethread.measure_parallelism`."""
+        from pytest_freethread.harness import measure_parallelism
+
+        told = self._parallel_defaults(tasks)
+        told = {name: value for name, value in told.items() if name not in options.ASKED}
+        return measured.keep(self._item, measure_parallelism(*tasks, **{**told, **settings}))
+
+    def assert_parallel(self, *tasks: Callable[..., object], **settings: Any) -> Scaling:
+        """`pytest_freethread.assert_parallel`."""
+        from pytest_freethread.harness import assert_parallel
+
+        __tracebackhide__ = True
+        told = self._parallel_defaults(tasks)
+        try:
+            scaling = assert_parallel(*tasks, **{**told, **settings})
+        except ThreadSafetyError as error:
+            measured.keep(self._item, error.result)
+            raise
+        return measured.keep(self._item, scaling)
+
+    def _parallel_defaults(self, tasks: tuple[Callable[..., object], ...]) -> dict[str, Any]:
+        told = options.verb_defaults(self._item, "parallel")
+        if len(tasks) > 1:
+            told.pop("threads", None)  # each has its own
+        return told
+
     def replay(self, token: str, *bodies: Callable[..., object], **settings: Any) -> Result:
         """`pytest_freethread.replay`."""
         from pytest_freethread.harness import replay
@@ -98,5 +125,5 @@ class Verbs:
 
 @pytest.fixture
 def freethread(request: pytest.FixtureRequest) -> Verbs:
-    """`stress`, `explore` and `replay` with the test's marker, options and ini as defaults."""
+    """The harness's verbs with the test's marker, options and ini as defaults."""
     return Verbs(request.node)

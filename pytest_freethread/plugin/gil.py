@@ -60,7 +60,7 @@ class GilWatch:
                 return real(loader, argument)
             finally:
                 if self.culprit is None and interpreter.gil_enabled():
-                    self.culprit = loader.name
+                    self.culprit = interpreter.gil_culprit = loader.name
                     self.culprit_during = self.during
 
         watched.__name__ = name

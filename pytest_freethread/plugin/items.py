@@ -120,14 +120,14 @@ class RerunTest:
         if not self._errors:
             if getattr(excinfo.value, "pytrace", True) and _in_our_code(excinfo.tb):
                 # Broken off while we ran it, as by a timeout: our lines say nothing to anybody.
-                return _told([lines_of([excinfo.exconly()])], self.location(excinfo.exconly()))
+                return told([lines_of([excinfo.exconly()])], self.location(excinfo.exconly()))
             return type(self.item).repr_failure(self.item, excinfo, **kwargs)
         parts = [self.represent(finding) for finding in self._errors[:_MOST_SHOWN]]
         entries = [entry for part in parts for entry in part[0]]
         more = [finding.message.splitlines()[0] for finding in self._errors[_MOST_SHOWN:]]
         if more:
             entries.append(lines_of([f"and {len(more)} more distinct failures:", *indented(more)]))
-        return _told(entries, parts[0][1])
+        return told(entries, parts[0][1])
 
     def represent(self, finding: Finding) -> tuple[list[Any], ReprFileLocation]:
         """A finding's entries in the report, and what the short summary says."""
@@ -297,7 +297,8 @@ def _in_our_code(trace: TracebackType | None) -> bool:
     return inside
 
 
-def _told(entries: list[Any], crash: ReprFileLocation) -> ExceptionChainRepr:
+def told(entries: list[Any], crash: ReprFileLocation) -> ExceptionChainRepr:
+    """A report of these entries, with this line in the short summary."""
     return ExceptionChainRepr([(ReprTraceback(entries, None, style="long"), crash, None)])
 
 

@@ -12,7 +12,7 @@ from pytest_freethread import settings
 from pytest_freethread.errors import SettingError
 
 if TYPE_CHECKING:
-    from pytest_freethread.records import ExplorationPlan, Plan
+    from pytest_freethread.records import ExplorationPlan, ParallelPlan, Plan
 
 FLAGS = {
     "freethread": "rerun tests in parallel threads, many rounds each (stress)",
@@ -32,8 +32,24 @@ SETTINGS = {
     "schedules": "explore: schedules per test at most (default: 200)",
     "seconds": "budget per test; nothing new is begun after it (default: none; explore: 2)",
     "seed": "where randomness starts (default: stress: drawn, and shown in the header; explore: 0)",
+    "pairs": "parallelism: pairs of a serial and a parallel run per test at most (default: 100)",
+    "locks": (
+        "parallelism: when to time the waits for locks: always, never, or auto, where a claim "
+        "does not hold (default: auto)"
+    ),
     "races": "explore: whether a race is an error, a note, or off (default: note)",
     "deadline": "seconds after which threads that do not come back are given up (default: 30)",
+}
+
+PLACES = {
+    "freethread-scaling": (
+        "FOLDER",
+        "write what measurements of parallelism come to: JSON with all samples, and pictures",
+    ),
+    "freethread-compare": (
+        "PYTHON",
+        "measure parallelism under a second interpreter too, and print both with their ratios",
+    ),
 }
 
 MARKERS = (
@@ -44,11 +60,20 @@ MARKERS = (
         "after another (mode 'explore', which the last six are for); `shared` names "
         "function-scoped fixtures of which all threads use one instance"
     ),
+    (
+        "freethread_parallel(threads=, min_speedup=, min_efficiency=, max_total=, pairs=, "
+        "seconds=, locks=, pin=, deadline=, shared=[...]): measure how much faster copies of the "
+        "test run at once than one after another, and fail if less than is asked"
+    ),
     "thread_unsafe(reason=): run on one thread, and say why in the summary",
 )
 
 _PARSERS = {"mode": settings.mode, **settings.PARSERS["stress"], **settings.PARSERS["explore"]}
 _MARKER_SETTINGS = {*_PARSERS, "shared"}
+ASKED = ("min_speedup", "min_efficiency", "max_total")
+"""Settings of a measurement that say what is asked of it."""
+
+_OPTION_PARSERS = {**settings.PARSERS["parallel"], **_PARSERS}
 
 _seed_key = pytest.StashKey[int]()
 
@@ -68,6 +93,9 @@ def add(parser: pytest.Parser) -> None:
         "on each line, such as race:Stats.total or legacy/*.py"
     )
     parser.addini("freethread_benign", help_, type="linelist", default=[])
+    for name, (metavar, help_) in PLACES.items():
+        group.addoption(f"--{name}", metavar=metavar, default=None, help=help_)
+        parser.addini(_ini(name), help_, default=None)
     help_ = "run the one selected test under exactly the schedule that a report gave this token"
     group.addoption("--freethread-replay", metavar="TOKEN", default=None, help=help_)
 
@@ -79,7 +107,8 @@ def check(config: pytest.Config) -> None:
         SettingError: one line that names the value and where it came from.
     """
     values = {
-        name: _PARSERS[name](value, where) for name, (value, where) in _configured(config).items()
+        name: _OPTION_PARSERS[name](value, where)
+        for name, (value, where) in _configured(config).items()
     }
     for name in FLAGS:
         flag(config, name)
@@ -157,9 +186,41 @@ def item_plan(item: pytest.Item) -> tuple[Plan | ExplorationPlan, frozenset[str]
     return plan, shared
 
 
+def parallel_plan(item: pytest.Item) -> tuple[ParallelPlan, frozenset[str]] | None:
+    """How to measure a test that is marked for it, and its shared fixtures; None if it is not.
+
+    Raises:
+        SettingError: a marker says something that means nothing.
+    """
+    marks = list(item.iter_markers("freethread_parallel"))
+    if not marks:
+        return None
+    values, shared = _parallel_values(item, marks)
+    plan = settings.parallel(values)
+    limit = _timeout(item)
+    if limit is not None:
+        seconds = min(plan.seconds or limit, 0.5 * limit)
+        plan = replace(plan, seconds=seconds, deadline=min(plan.deadline, 0.8 * limit))
+    return plan, shared
+
+
+def place(config: pytest.Config, name: str) -> str | None:
+    """A path that an option or the ini file names."""
+    told: str | None = config.getoption(f"--{name}") or config.getini(_ini(name)) or None
+    return told
+
+
+def said_where(config: pytest.Config, name: str) -> str:
+    """Where an option was given: on the command line, or in the ini file."""
+    return f"--{name}" if config.getoption(f"--{name}") else f"{config.inipath}: {_ini(name)}"
+
+
 def verb_defaults(item: pytest.Item, mode: str) -> dict[str, Any]:
     """What a test's marker, the options and ini say, as arguments for the verb of a mode."""
-    values, _ = _settled(item, list(item.iter_markers("freethread")))
+    if mode == "parallel":
+        values, _ = _parallel_values(item, list(item.iter_markers("freethread_parallel")))
+    else:
+        values, _ = _settled(item, list(item.iter_markers("freethread")))
     if mode == "stress":
         values = _stress_values(item.config, values)
     parsers = settings.PARSERS[mode]
@@ -170,30 +231,44 @@ def _settled(
     item: pytest.Item, marks: list[pytest.Mark]
 ) -> tuple[dict[str, tuple[object, str]], frozenset[str]]:
     """What is said of a test, each value with where it is said, and its shared fixtures."""
-    values = _configured(item.config)
-    shared: frozenset[str] | None = None
-    for mark in marks:  # the closest one first
-        where = f"{item.nodeid}: marker freethread"
-        if mark.args:
-            raise SettingError(
-                f"{where}({mark.args[0]!r}): settings are given by name, such as threads=4"
-            )
-        for name in mark.kwargs:
-            if name not in _MARKER_SETTINGS:
-                said = f"{where}({name}={mark.kwargs[name]!r})"
-                raise settings.unknown(name, _MARKER_SETTINGS, said)
-        if shared is None and "shared" in mark.kwargs:
-            shared = _shared(item, mark.kwargs["shared"], where)
-    for mark in reversed(marks):
-        for name, value in mark.kwargs.items():
-            if name != "shared":
-                values[name] = (value, f"{item.nodeid}: marker freethread({name}={value!r})")
+    values, shared = _marked(item, marks, _MARKER_SETTINGS)
     told = "mode" in values
     mode = settings.mode(*values.setdefault("mode", ("stress", "the default of mode")))
     for mark in marks:
         _check_mode(mark, item, None if told else mode)
     if replayed(item.config) is not None:
         values["mode"] = ("explore", "--freethread-replay")
+    return values, shared
+
+
+def _parallel_values(
+    item: pytest.Item, marks: list[pytest.Mark]
+) -> tuple[dict[str, tuple[object, str]], frozenset[str]]:
+    """The same of a test that is measured."""
+    return _marked(item, marks, {*settings.PARSERS["parallel"], "shared"})
+
+
+def _marked(
+    item: pytest.Item, marks: list[pytest.Mark], known: set[str]
+) -> tuple[dict[str, tuple[object, str]], frozenset[str]]:
+    """What options, ini and markers of one name say, and the fixtures that they name as shared."""
+    values = _configured(item.config)
+    shared: frozenset[str] | None = None
+    for mark in marks:  # the closest one first
+        where = f"{item.nodeid}: marker {mark.name}"
+        if mark.args:
+            raise SettingError(
+                f"{where}({mark.args[0]!r}): settings are given by name, such as threads=4"
+            )
+        for name in mark.kwargs:
+            if name not in known:
+                raise settings.unknown(name, known, f"{where}({name}={mark.kwargs[name]!r})")
+        if shared is None and "shared" in mark.kwargs:
+            shared = _shared(item, mark.kwargs["shared"], where)
+    for mark in reversed(marks):
+        for name, value in mark.kwargs.items():
+            if name != "shared":
+                values[name] = (value, f"{item.nodeid}: marker {mark.name}({name}={value!r})")
     return values, shared or frozenset()
 
 

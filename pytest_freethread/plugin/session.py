@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_freethread.errors import SettingError
-from pytest_freethread.plugin import demotion, leaving, options, terminal
+from pytest_freethread.plugin import demotion, leaving, measured, options, terminal
+from pytest_freethread.plugin.comparison import OUTCOMES, Comparison, is_inside
 from pytest_freethread.plugin.kept import KeptSchedules
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ class Session:
         self._summary = terminal.Summary()
         self._progress = terminal.Progress(config)
         self._kept = KeptSchedules(config)
+        self._comparison = _comparison(config)
+        self._outcomes: list[dict[str, Any]] = []
         self._status = 0
         self._stuck = False
 
@@ -80,7 +85,7 @@ class Session:
                 return
 
     def _prepare(self, item: pytest.Item) -> None:
-        planned = options.item_plan(item)
+        planned = options.parallel_plan(item) or options.item_plan(item)
         if planned is None:
             return
         plan, shared = planned
@@ -89,7 +94,7 @@ class Session:
             self._cannot_replay(item, f"left alone: {alone}")
             item.stash[_note_key] = {"how": "left alone", "why": alone}
             return
-        from pytest_freethread.records import ExplorationPlan  # once something runs in parallel
+        from pytest_freethread.records import ExplorationPlan, ParallelPlan  # once one is needed
 
         assert isinstance(item, pytest.Function)
         why = options.unsafe_reason(item)
@@ -103,7 +108,11 @@ class Session:
             self._cannot_replay(item, f"run on one thread: {why}")
             item.stash[_note_key] = {"how": "one thread", "why": why}
             return
-        if isinstance(plan, ExplorationPlan):
+        if isinstance(plan, ParallelPlan):
+            self._cannot_replay(item, "measured, not explored")
+            test = measured.MeasuredTest(item, plan, shared, strict=self._strict)
+            item.stash[_test_key] = test
+        elif isinstance(plan, ExplorationPlan):
             self._explore(item, plan, shared)
         else:
             self._stress(item, plan, shared)
@@ -182,6 +191,8 @@ class Session:
             note = test.note()
         if note is not None and (call.when == "call" or not report.passed):
             report.freethread = note
+        if call.when == "call" and measured.outcomes(item):
+            report.freethread_scaling = measured.outcomes(item)
         if self._gil.culprit is not None:
             report.freethread_gil = [self._gil.culprit, self._gil.culprit_during]
         return report  # type: ignore[no-any-return]
@@ -193,6 +204,7 @@ class Session:
             self._kept.take(report.nodeid, report.freethread)
             expected = hasattr(report, "wasxfail")
             self._summary.add(report.nodeid, report.freethread, failure_expected=expected)
+        self._outcomes += getattr(report, "freethread_scaling", [])
         if hasattr(report, "freethread_gil"):
             self._summary.add_gil(*report.freethread_gil)
 
@@ -212,12 +224,37 @@ class Session:
             self._summary.add_gil(self._gil.culprit, self._gil.culprit_during)
         if self._require_nogil and self._summary.gil and not session.exitstatus:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        self._save_outcomes()
         self._kept.save()
         self._status = int(session.exitstatus)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say what ran in parallel, what did not and why, and what was found."""
         self._summary.write(terminalreporter, gil_is_error=self._require_nogil)
+        if self._outcomes:
+            terminal.write_parallelism(terminalreporter, self._outcomes)
+            if self._comparison is not None:
+                terminalreporter.section("freethread: two interpreters")
+                for line in self._comparison.lines(self._outcomes):
+                    terminalreporter.line(line)
+
+    def _save_outcomes(self) -> None:
+        folder = options.place(self._config, "freethread-scaling")
+        if folder is not None and self._outcomes and not hasattr(self._config, "workerinput"):
+            file = Path(folder) / OUTCOMES
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(self._outcomes, indent=1), encoding="utf-8")
+
+
+def _comparison(config: pytest.Config) -> Comparison | None:
+    """With the interpreter that an option names; a worker leaves that to its controller."""
+    python = options.place(config, "freethread-compare")
+    if python is None or hasattr(config, "workerinput") or is_inside():
+        return None
+    try:
+        return Comparison(config, python, options.said_where(config, "freethread-compare"))
+    except SettingError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _fail_in_setup(item: pytest.Item, message: str) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_freethread import interpreter
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
     from pytest_freethread.records import ExplorationPlan, Plan
@@ -42,6 +44,8 @@ def explore_header(plan: ExplorationPlan) -> str:
 
 def amount(note: dict[str, Any]) -> str:
     """How much a test was tried, such as `8 threads x 50`, or `explored 252 schedules, all`."""
+    if note["how"] == "measured":
+        return "in parallel" if note["verdict"] == "passed" else "parallelism inconclusive"
     if note["how"] == "explored":
         if note["replayed"]:
             return f"replayed: {_REPLAYED[note['verdict']]}"
@@ -55,7 +59,7 @@ def amount(note: dict[str, Any]) -> str:
 
 def tried(note: dict[str, Any]) -> bool:
     """Whether a note is of a test that ran more than once at a time."""
-    return note["how"] in {"parallel", "explored"}
+    return note["how"] in {"parallel", "explored", "measured"}
 
 
 class Summary:
@@ -96,12 +100,18 @@ class Summary:
         parallel, explored = len(self._by("parallel")), self._by("explored")
         one, alone = len(self._by("one thread")), len(self._by("left alone"))
         how = "replayed" if any(note["replayed"] for note in explored.values()) else "explored"
+        measured = len(self._by("measured"))
+        nothing_else = not explored and not measured
         counts = (
-            [f"{_plural(parallel, 'test')} ran in parallel"] if parallel or not explored else []
+            [f"{_plural(parallel, 'test')} ran in parallel"] if parallel or nothing_else else []
         )
         if explored:
             counts.append(
                 f"{len(explored)} {how}" if counts else f"{_plural(len(explored), 'test')} {how}"
+            )
+        if measured:
+            counts.append(
+                f"{measured} measured" if counts else f"{_plural(measured, 'test')} measured"
             )
         terminal.line(", ".join([*counts, f"{one} on one thread", f"{alone} left alone"]))
 
@@ -200,6 +210,19 @@ class Summary:
                     "the GIL is on, so threads took turns: races in code without probes show on a "
                     "free-threaded Python only"
                 )
+
+
+def write_parallelism(
+    terminal: pytest.TerminalReporter, outcomes: Sequence[dict[str, Any]]
+) -> None:
+    """A section with what each measurement of parallelism came to."""
+    counts = Counter(outcome["verdict"] for outcome in outcomes)
+    terminal.section("freethread: parallelism")
+    terminal.line(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())))
+    for outcome in outcomes:
+        terminal.line(outcome["test"])
+        for line in outcome["lines"]:
+            terminal.line(f"    {line}")
 
 
 class Progress:

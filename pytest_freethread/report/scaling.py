@@ -10,13 +10,14 @@ from pytest_freethread.records import Finding, Scaling, Verdict
 from pytest_freethread.report import layout, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pytest_freethread.records import (
         Claim,
         Estimate,
         Fit,
+        Machine,
         Measurement,
         PartRun,
         Point,
@@ -29,56 +30,45 @@ _MOST_LANES: Final = 8
 _LABEL: Final = 16
 
 _ASKED: Final = {
-    "speed-up": "≥ {:g} ×",
-    "efficiency": "≥ {:.0%} of what is possible",
-    "total": "≤ {:g} × the longest part",
+    "speed-up": "asked to reach {:g} ×",
+    "efficiency": "asked to reach {:.0%} of what is possible",
+    "total": "asked to take at most {:g} × the longest part",
 }
-"""How what is asked is written, by what it is asked of."""
+"""How what is asked is written, by what it is asked of; reasons go on from there."""
 
 
-def render(
-    verdict: Verdict,
-    measurement: Measurement,
-    points: Sequence[Point],
-    claims: Sequence[Claim],
-    remarks: Sequence[str],
-    fits: Sequence[Fit],
-) -> str:
+def render(scaling: Scaling) -> str:
     """The whole report."""
-    lines = [f"{verdict.name}: {scope(measurement, points)}", ""]
-    lines += layout.indented(summary(measurement, points, claims, remarks))
+    points = scaling.points
+    lines = [f"{scaling.verdict.name}: {scope(scaling)}", ""]
+    lines += layout.indented(summary(scaling))
     if len(points) > 1:
         lines += ["", *layout.indented(chart(points))]
-    if fits:
-        lines += ["", *layout.indented(line for fit in fits for line in law(fit))]
+    if scaling.fits:
+        lines += ["", *layout.indented(line for fit in scaling.fits for line in law(fit))]
     if points:
         lines += ["", *layout.indented(timeline(points[-1]))]
-    if measurement.stuck:
-        lines += ["", *layout.indented(text.block(stuck(measurement)))]
+    if scaling.measurement.stuck:
+        lines += ["", *layout.indented(text.block(stuck(scaling.measurement)))]
     return "\n".join(lines)
 
 
-def summary(
-    measurement: Measurement,
-    points: Sequence[Point],
-    claims: Sequence[Claim],
-    remarks: Sequence[str],
-) -> Iterator[str]:
+def summary(scaling: Scaling) -> Iterator[str]:
     """The headline, the speed-up with what is possible, each claim, and what holds it back."""
-    if not points:
-        yield stuck(measurement).message
+    if not scaling.points:
+        yield stuck(scaling.measurement).message
         return
-    last = points[-1]
+    last = scaling.points[-1]
     serial, together = last.serial, last.total
     faster = "<" if together.high < serial.low else ">" if together.low > serial.high else "≈"
     yield (
-        f"{_what(measurement, last)}   total {duration(together.value)} {faster} sum of parts "
-        f"{duration(serial.value)}   longest part {duration(last.longest.alone)}"
+        f"{_what(scaling.measurement, last)}   total {duration(together.value)} {faster} sum of "
+        f"parts {duration(serial.value)}   longest part {duration(last.longest.alone)}"
     )
     yield f"speed-up {interval(last.speedup)} of {last.possible.value:.2f} × possible here"
-    for claim in claims:
+    for claim in scaling.claims:
         yield f"{claim.verdict.name}  {asked(claim)}: {claim.reason}"
-    yield from (remark[0].upper() + remark[1:] + "." for remark in remarks)
+    yield from (remark[0].upper() + remark[1:] + "." for remark in scaling.remarks)
 
 
 def asked(claim: Claim) -> str:
@@ -86,12 +76,12 @@ def asked(claim: Claim) -> str:
     wanted = _ASKED[claim.what].format(claim.asked)
     match claim.what:
         case "speed-up":
-            return f"asked {wanted}"
+            return wanted
         case "efficiency":
             value, low, high = claim.measured
-            return f"asked {wanted}, it is {value:.0%} [{low:.0%} … {high:.0%}]"
+            return f"{wanted}, it does {value:.0%} [{low:.0%} … {high:.0%}]"
         case "total":
-            return f"asked {wanted}, it is {interval(claim.measured)}"
+            return f"{wanted}, it does {interval(claim.measured)}"
 
 
 def chart(points: Sequence[Point]) -> Iterator[str]:
@@ -168,16 +158,20 @@ def _columns(moment: float, whole: float) -> int:
     return min(_LINE, round(_LINE * moment / whole)) if whole else 0
 
 
-def scope(measurement: Measurement, points: Sequence[Point]) -> str:
+def scope(scaling: Scaling) -> str:
     """One line: how much was measured, on what."""
-    machine = measurement.machine
-    pairs = sum(point.pairs for point in points)
-    build = " free-threaded" if machine.free_threaded else ""
+    pairs = sum(point.pairs for point in scaling.points)
+    machine = scaling.measurement.machine
     return (
-        f"{pairs} pairs of runs in {measurement.seconds:.2f} s; {machine.python}{build}, GIL "
-        f"{'on' if machine.gil else 'off'}, {machine.cores:g} core{'s' * (machine.cores != 1)}, "
-        f"{machine.system}"
+        f"{pairs} pairs of runs in {scaling.measurement.seconds:.2f} s; {interpreter(machine)}, "
+        f"{machine.cores:g} core{'s' * (machine.cores != 1)}, {machine.system}"
     )
+
+
+def interpreter(machine: Machine) -> str:
+    """The Python, its build, and the GIL."""
+    build = " free-threaded" if machine.free_threaded else ""
+    return f"{machine.python}{build}, GIL {'on' if machine.gil else 'off'}"
 
 
 def stuck(measurement: Measurement) -> Finding:
@@ -211,6 +205,23 @@ def _what(measurement: Measurement, last: Point) -> str:
     return f"{measurement.names[0]} on {last.threads} threads"
 
 
+def outcome(scaling: Scaling) -> dict[str, Any]:
+    """What a measurement came to, as plain values: the summary's lines, and the key figures."""
+    found: dict[str, Any] = {
+        "verdict": scaling.verdict.value,
+        "python": interpreter(scaling.measurement.machine),
+        "lines": list(summary(scaling)),
+    }
+    if scaling.points:
+        last = scaling.points[-1]
+        found |= {
+            "threads": last.threads,
+            "total": last.total.value,
+            "speedup": list(last.speedup),
+        }
+    return found
+
+
 def as_json(scaling: Scaling) -> str:
     """All of it but the text, raw samples included."""
     return json.dumps(_plain(scaling), indent=1)
@@ -230,15 +241,18 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
-def save(scaling: Scaling, folder: Path, name: str) -> Iterable[Path]:
-    """Write JSON, and two pictures where matplotlib is installed.
+def save(scaling: Scaling, folder: Path, name: str) -> tuple[list[Path], str | None]:
+    """Write JSON, and pictures where matplotlib is installed.
 
     Returns:
-        The files.
+        The files, and what is lacking, if anything.
     """
-    from pytest_freethread.report import plots  # noqa: PLC0415 - it loads matplotlib
+    from pytest_freethread.report import plots  # noqa: PLC0415 - few draw anything
 
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / f"{name}.json"
     data.write_text(as_json(scaling), encoding="utf-8")
-    return [data, *plots.draw(scaling, folder, name)]
+    try:
+        return [data, *plots.draw(scaling, folder, name)], None
+    except ImportError:
+        return [data], plots.LACKING
