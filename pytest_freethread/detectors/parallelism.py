@@ -325,8 +325,8 @@ def _undecided(claim: _Asked, measurement: Measurement, last: Point) -> str | No
     if longest < SHORTEST:
         times = math.ceil(2 * SHORTEST / max(longest, 1e-9))
         return (
-            f"the longest part takes {longest * 1e3:.3g} ms, too short beside what starting threads "
-            f"takes; do the work {times:,} times over within a task"
+            f"the longest part takes {longest * 1e3:.3g} ms, too short beside what it takes to "
+            f"start threads; do the work {times:,} times over within a task"
         )
     if last.pairs < FEWEST:
         needed = FEWEST * measurement.seconds / last.pairs

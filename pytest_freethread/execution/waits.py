@@ -11,6 +11,7 @@ import ast
 import contextlib
 import linecache
 import queue
+import re
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +32,9 @@ _MEETING_PLACES: Final = (
     *(threading.Condition, threading.Event, threading.Semaphore, threading.BoundedSemaphore),
     *(queue.Queue, queue.LifoQueue, queue.PriorityQueue, queue.SimpleQueue, threading.Barrier),
 )
+
+_SHORTEST_CALL: Final = 5e-6
+"""Seconds: a call that took less has not waited."""
 
 
 class LockTimer:
@@ -112,56 +116,55 @@ class LockTimer:
         self._noted.append((interpreter.get_ident(), *key, start, end))
 
 
+def _timed_call(name: str) -> Callable[..., Any]:
+    def call(self: _StandIn, *args: Any, **keywords: Any) -> Any:
+        start = interpreter.perf_counter()
+        try:
+            return getattr(self.real, name)(*args, **keywords)
+        finally:
+            end = interpreter.perf_counter()
+            if end - start >= _SHORTEST_CALL:
+                self.timer.note(self.real, self.site, start, end)
+
+    return call
+
+
 class _StandIn:
     """A lock, condition, queue … of which the calls that wait are timed.
 
     It keeps the real one alive, so that an identity stands for one of them only.
     """
 
-    __slots__ = ("_real", "_site", "_timer")
+    __slots__ = ("real", "site", "timer")
 
     def __init__(self, real: Any, site: int, timer: LockTimer) -> None:
-        self._real = real
-        self._site = site
-        self._timer = timer
+        self.real = real
+        self.site = site
+        self.timer = timer
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
+        return getattr(self.real, name)
 
     def __enter__(self) -> Any:
-        if not self._real.acquire(blocking=False):
-            self._timed(self._real.acquire)
-        return True
+        return self.acquire()
 
     def __exit__(self, *_: object) -> None:
-        self._real.release()
+        self.real.release()
 
     def acquire(self, *args: Any, **keywords: Any) -> Any:
-        if not args and not keywords and self._real.acquire(blocking=False):
+        if not args and not keywords and self.real.acquire(blocking=False):
             return True
-        return self._timed(self._real.acquire, *args, **keywords)
-
-    def wait(self, *args: Any, **keywords: Any) -> Any:
-        return self._timed(self._real.wait, *args, **keywords)
-
-    def wait_for(self, *args: Any, **keywords: Any) -> Any:
-        return self._timed(self._real.wait_for, *args, **keywords)
-
-    def get(self, *args: Any, **keywords: Any) -> Any:
-        return self._timed(self._real.get, *args, **keywords)
-
-    def put(self, *args: Any, **keywords: Any) -> Any:
-        return self._timed(self._real.put, *args, **keywords)
-
-    def join(self, *args: Any, **keywords: Any) -> Any:
-        return self._timed(self._real.join, *args, **keywords)
-
-    def _timed(self, call: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
         start = interpreter.perf_counter()
         try:
-            return call(*args, **keywords)
+            return self.real.acquire(*args, **keywords)
         finally:
-            self._timer.note(self._real, self._site, start, interpreter.perf_counter())
+            self.timer.note(self.real, self.site, start, interpreter.perf_counter())
+
+    wait = _timed_call("wait")
+    wait_for = _timed_call("wait_for")
+    get = _timed_call("get")
+    put = _timed_call("put")
+    join = _timed_call("join")
 
 
 def _name_and_place(site: int, frame: FrameType | None) -> tuple[str, Place]:
@@ -169,14 +172,14 @@ def _name_and_place(site: int, frame: FrameType | None) -> tuple[str, Place]:
     where = probes.SITES[site]
     while frame is not None and stacks.is_ours(frame.f_code.co_filename):
         frame = frame.f_back
-    expression = ast.parse(where.text, mode="eval").body
-    name = where.text if frame is None else stacks.name_of(expression, frame)
+    source = linecache.getline(where.file, where.line).strip()
+    text = where.text
+    if text.startswith("@"):  # a variable of pytest's assertions
+        written = re.search(rf"([\w.]+)\.{where.name}\b", source)
+        text = "lock" if written is None else written[1]
+    name = text
+    if frame is not None:
+        name = stacks.name_of(ast.parse(text, mode="eval").body, frame)
     if where.name not in {None, "acquire"}:
         name = f"{name}.{where.name}()"
-    place = Place(
-        file=where.file,
-        line=where.line,
-        function=where.function,
-        source=linecache.getline(where.file, where.line).strip(),
-    )
-    return name, place
+    return name, Place(file=where.file, line=where.line, function=where.function, source=source)

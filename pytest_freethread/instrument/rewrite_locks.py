@@ -1,6 +1,6 @@
 """The rewriting that costs least: probes on what may wait for a lock, and on nothing else.
 
-`with x:` and `x.acquire()`, `x.get()`, `x.wait()` … are announced as in `rewrite.py`; all other
+`with x:` and `x.acquire`, `x.get`, `x.wait` … are announced as in `rewrite.py`; all other
 code stays as it is, and as fast.
 """
 
@@ -76,15 +76,16 @@ class _Rewriter(ast.NodeTransformer):
             return node
         return self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        function = node.func
-        if self._in_function and isinstance(function, ast.Attribute):
-            owner = function.value
-            is_super = isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name)
-            if function.attr in WAITING_CALLS and not is_super:
-                site = self._site(owner, "call", function.attr)
-                self.generic_visit(node)
-                name = _constant(function.attr)
-                function.value = _call(probes.receiver, function.value, name, site, like=owner)
-                return node
-        return self.generic_visit(node)
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        if not self._in_function or node.attr not in WAITING_CALLS or _is_super(node.value):
+            return self.generic_visit(node)
+        site = self._site(node.value, "call", node.attr)
+        owner = cast("ast.expr", self.visit(node.value))
+        node.value = _call(probes.receiver, owner, _constant(node.attr), site, like=owner)
+        return node
+
+
+def _is_super(node: ast.expr) -> bool:
+    return (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
+    )
