@@ -108,8 +108,9 @@ class MeasuredTest(RerunTest):
 
     def _end(self) -> None:
         begun, self._begun = self._begun, []
-        for _, _, error in self.tear_down(begun, frozenset()):
-            raise error
+        errors = [error for _, _, error in self.tear_down(begun, frozenset())]
+        if errors:
+            raise errors[0]
 
 
 def failed_claim(scaling: Scaling) -> str:

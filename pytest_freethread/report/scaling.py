@@ -176,10 +176,11 @@ def interpreter(machine: Machine) -> str:
 
 def stuck(measurement: Measurement) -> Finding:
     """That the tasks did not come back, with what their threads were doing."""
+    count = len(measurement.stuck)
     return Finding(
         kind="stuck",
         severity="error",
-        message=f"{len(measurement.stuck)} tasks did not come back within the deadline of "
+        message=f"{count} task{'s' * (count != 1)} did not come back within the deadline of "
         f"{measurement.plan.deadline:g} s",
         evidence=measurement.stuck,
     )
