@@ -181,7 +181,8 @@ def _computing(rounds: Sequence[MeasuredRound]) -> float:
     tasks = median(_busy(each.tasks.serial) for each in rounds)
     probes = median(_busy(each.probe.serial) for each in rounds)
     share = tasks / probes if probes else 1.0
-    return share if share > 1 + _NOTABLE else min(1.0, share)
+    # More of one core than the probe gets is luck; more than one core is not.
+    return share if tasks > 1 + _NOTABLE else min(1.0, share)
 
 
 def _busy(parts: Sequence[PartRun]) -> float:
