@@ -486,7 +486,7 @@ class _Front:
         with self._lock:
             self._hits += 1
             self._file_reads += 1
-            current = self._index.get(key)
+            current = self._entry(key)
             if current is not None and current.sequence == entry.sequence:
                 self._index[key] = _Entry(entry.sequence, entry.expires, data)
                 self._admit(key)
@@ -496,7 +496,7 @@ class _Front:
         with self._lock:
             while key in self._planned:
                 self._settled.wait()
-            current = self._index.get(key)
+            current = self._entry(key)
             return current is not None and current.sequence == entry.sequence
 
     def join(self, key: str, now: float) -> _Entry | _Flight | None:
@@ -595,8 +595,12 @@ class _Front:
         if self._closed:
             raise CacheClosedError
 
+    def _entry(self, key: str) -> _Entry | None:
+        # Not `get`: 3.13t takes 24 µs for that in a dict that another thread has made, and 0.2 so.
+        return self._index[key] if key in self._index else None  # noqa: SIM401
+
     def _live(self, key: str, now: float) -> _Entry | None:
-        entry = self._index.get(key)
+        entry = self._entry(key)
         if entry is None:
             return None
         if now >= entry.expires:
@@ -646,7 +650,7 @@ class _Front:
                 running.superseded = True
             if write.flight is not None and write.flight.superseded:
                 continue
-            before = after.pop(write.key) if write.key in after else self._index.get(write.key)
+            before = after.pop(write.key) if write.key in after else self._entry(write.key)
             if before is not None:
                 size -= 1
             if write.data is None:
