@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -85,9 +86,9 @@ def measure(subject: Subject, seconds: float) -> Scaling:
 
 
 def spin(seconds: float) -> None:
-    """Keep a core busy; for so long at most, whatever becomes of the parent."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    """Keep a core busy for as long as the parent lives, and for so long at most."""
+    until, parent = time.monotonic() + seconds, os.getppid()
+    while time.monotonic() < until and os.getppid() == parent:
         pass
 
 

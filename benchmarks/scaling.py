@@ -18,6 +18,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from statistics import median
@@ -125,6 +126,27 @@ CLIENTS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
 # ----- pools: one call, with so many workers -----
 
 
+def plain_threads(items: int) -> Callable[[int], float]:
+    """Seconds that computing items take on so many threads that divide them up beforehand."""
+
+    def run(workers: int) -> float:
+        def worker() -> None:
+            for _ in range(items // workers):
+                compute()
+
+        threads = [threading.Thread(target=worker) for _ in range(workers)]
+
+        def everything() -> None:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        return timed(everything)
+
+    return run
+
+
 def batch(work: Callable[[], object], items: int) -> Callable[[int], float]:
     """Seconds that a batch takes on so many workers, whose threads have been started."""
 
@@ -161,6 +183,7 @@ def timed(function: Callable[[], object]) -> float:
 
 POOLS: Sequence[tuple[str, Callable[[int], float], int, int]] = (
     # name, what runs, workers, pairs
+    ("no component at all, 16 computing items (the ceiling)", plain_threads(16), 8, 11),
     ("executor, 8 waiting items", batch(wait, 8), 8, 11),
     ("executor, 5 computing items", batch(compute, 5), 8, 11),
     ("executor, 10 computing items", batch(compute, 10), 8, 11),

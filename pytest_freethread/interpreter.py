@@ -160,6 +160,20 @@ def cpu_seconds(ident: int) -> float:
     return time.clock_gettime(time.pthread_getcpuclockid(ident))
 
 
+def seconds_without_core() -> float:
+    """How long the living threads of this process were ready to run and had no core, in sum.
+
+    0 where unknown (Linux tells).
+    """
+    nanoseconds = 0
+    with contextlib.suppress(OSError):
+        for task in os.listdir("/proc/self/task"):  # noqa: PTH208 - names will do
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                stat = Path(f"/proc/self/task/{task}/schedstat").read_text(encoding="ascii")
+                nanoseconds += int(stat.split()[1])
+    return nanoseconds * 1e-9
+
+
 def is_runnable(native_id: int) -> bool:
     """Whether a thread of this process wants to run, if on a busy machine; False where unknown."""
     try:

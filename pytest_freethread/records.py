@@ -686,11 +686,14 @@ class MeasuredRound(NamedTuple):
         probe: as many loops of pure Python, as long as the tasks compute: what can be had here.
         native: as many hashes, for which the GIL is let go of: what could be had without it. None
             where the GIL is off.
+        coreless: seconds for which threads of the process were ready to run and had no core, in
+            sum, while the tasks ran at once; 0 where that is not known.
     """
 
     tasks: Pair
     probe: Pair
     native: Pair | None
+    coreless: float
 
 
 class Wait(NamedTuple):
@@ -830,6 +833,8 @@ class Point:
         computing: the share of their time in which the tasks compute, alone; above 1 where they
             keep more than one core busy.
         core_share: the share of a core that the probe gets, alone; neighbours have the rest.
+        held_up: for how much of the total other processes kept threads from running, beyond what
+            the tasks take from each other, summed over the threads.
         at_once: how long exactly 0, 1, 2 … tasks were under way, as shares of the total.
         locks: what they waited for most, where that was timed.
         timing_cost: how many times longer the runs took in which it was.
@@ -849,6 +854,7 @@ class Point:
     parts: tuple[Part, ...]
     computing: float
     core_share: float
+    held_up: float
     at_once: tuple[float, ...]
     example: Pair
     locks: tuple[LockShare, ...] = ()

@@ -34,7 +34,8 @@ def test_tasks_run_one_by_one_on_one_thread_and_at_once_on_a_thread_each():
     (samples,) = scaling.measurement.samples
     assert samples.threads == 3
     assert len(samples.rounds) == 2
-    for tasks, probe, native in samples.rounds:
+    for tasks, probe, native, coreless in samples.rounds:
+        assert coreless >= 0
         assert [(part.task, part.thread) for part in tasks.serial] == [(0, 0), (1, 0), (2, 0)]
         assert [(part.task, part.thread) for part in tasks.parallel] == [(0, 0), (1, 1), (2, 2)]
         assert len(probe.serial) == len(probe.parallel) == 3

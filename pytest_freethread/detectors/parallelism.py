@@ -52,6 +52,9 @@ _TIGHT: Final = 0.03
 _TELLING: Final = 1.2
 """Where less than this is possible, any program reaches most of what is possible."""
 
+_HELD_UP: Final = 0.15
+"""Threads that neighbours keep from running for more of the time show nothing of the code."""
+
 _MOST_LOCKS: Final = 3
 _NOTABLE: Final = 0.1
 """Shares and slowdowns below this are not worth a sentence."""
@@ -152,6 +155,7 @@ def _point(samples: Samples, names: Sequence[str], machine: Machine) -> Point:
         native=estimate(natives) if natives else None,
         parts=parts,
         computing=computing,
+        held_up=_held_up(rounds, samples.threads * min(1.0, computing) - machine.cores),
         core_share=min(1.0, median(_busy(each.probe.serial) for each in rounds)),
         at_once=_at_once(_middle(pairs, key=ratio).parallel),
         example=_middle(pairs, key=ratio),
@@ -183,6 +187,12 @@ def _computing(rounds: Sequence[MeasuredRound]) -> float:
     share = tasks / probes if probes else 1.0
     # More of one core than the probe gets is luck; more than one core is not.
     return share if tasks > 1 + _NOTABLE else min(1.0, share)
+
+
+def _held_up(rounds: Sequence[MeasuredRound], crowded: float) -> float:
+    """How long threads waited for a core, besides the `crowded` that there are too many of."""
+    shares = median(each.coreless / total(each.tasks.parallel) for each in rounds)
+    return max(0.0, shares - max(0.0, crowded))
 
 
 def _busy(parts: Sequence[PartRun]) -> float:
@@ -304,6 +314,12 @@ def _judged(claim: _Asked, measurement: Measurement, last: Point) -> Claim:
     outcome, reason = Verdict.INCONCLUSIVE, _undecided(claim, measurement, last)
     if reason is None and holds:
         outcome, reason = Verdict.PASSED, "so does all of the interval"
+    elif reason is None and refuted and last.held_up > _HELD_UP:
+        # Who is stopped while holding a lock stops all others, and no probe shows that.
+        reason = (
+            f"other processes kept its threads from running for {last.held_up:.0%} of the time, "
+            "so it might do better"
+        )
     elif reason is None and refuted and could and last.headroom.low > FASTER:
         outcome, reason = Verdict.FAILED, "none of the interval does, and it could here"
     elif reason is None:

@@ -196,10 +196,14 @@ class _Point:
             kinds.append(("native", self._run_probe(self._native)))
         order = [(name, run, parallel) for name, run in kinds for parallel in (False, True)]
         self._random.shuffle(order)
+        coreless = 0.0
         for name, run, parallel in order:
+            before = interpreter.seconds_without_core()
             runs[name, parallel] = _from_origin(run(parallel=parallel)).parts
+            if name == "tasks" and parallel:
+                coreless = max(0.0, interpreter.seconds_without_core() - before)
         pairs = {name: Pair(runs[name, False], runs[name, True]) for name, _ in kinds}
-        return MeasuredRound(pairs["tasks"], pairs["probe"], pairs.get("native"))
+        return MeasuredRound(pairs["tasks"], pairs["probe"], pairs.get("native"), coreless)
 
     def _pair(self, run: Any) -> Pair:
         return Pair(run(parallel=False), run(parallel=True))

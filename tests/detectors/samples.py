@@ -63,7 +63,9 @@ def pair(speedup, *, threads=2, length=10.0, busy=1.0):
     )
 
 
-def rounds(speedups, ceilings=2.0, *, threads=2, busy=1.0, length=10.0, native=None, core=1.0):
+def rounds(
+    speedups, ceilings=2.0, *, threads=2, busy=1.0, length=10.0, native=None, core=1.0, coreless=0.0
+):
     """A round for each speed-up; the ceiling is one for all, or one for each."""
     if isinstance(ceilings, float):
         ceilings = [ceilings] * len(speedups)
@@ -72,6 +74,7 @@ def rounds(speedups, ceilings=2.0, *, threads=2, busy=1.0, length=10.0, native=N
             pair(speedup, threads=threads, busy=busy, length=length),
             pair(ceiling, threads=threads, busy=core),
             None if native is None else pair(native, threads=threads),
+            coreless * MS,
         )
         for speedup, ceiling in zip(speedups, ceilings, strict=True)
     )
@@ -92,7 +95,9 @@ def measurement(*samples, machine=FREE, names=("work",), stuck=(), **settings):
 def measured(speedups, ceilings=2.0, *, machine=FREE, threads=2, timed=(), untimed=None, **more):
     """A measurement with one number of threads; what is left over goes to the plan."""
     for_rounds = {
-        name: more.pop(name) for name in ("busy", "length", "native", "core") if name in more
+        name: more.pop(name)
+        for name in ("busy", "length", "native", "core", "coreless")
+        if name in more
     }
     runs = rounds(speedups, ceilings, threads=threads, **for_rounds)
     one = Samples(threads=threads, rounds=runs, timed=timed, untimed=untimed)

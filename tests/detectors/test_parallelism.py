@@ -118,6 +118,20 @@ def test_busy_neighbours_are_named():
     assert "other processes take 50% of the time of a core" in said
 
 
+def test_threads_that_neighbours_keep_from_running_refute_nothing():
+    """One that is stopped while it holds a lock stops the others, which the probe does not show."""
+    held_up = {"coreless": 8.0, "busy": 0.1, "min_speedup": 1.6}  # of 20 ms
+    assert verdict([1.0] * 10, **held_up) is Verdict.INCONCLUSIVE
+    assert "kept its threads from running for 40% of the time" in reason([1.0] * 10, **held_up)
+    assert verdict([1.9] * 10, **held_up) is Verdict.PASSED
+    assert verdict([1.0] * 10, coreless=1.0, busy=0.1, min_speedup=1.6) is Verdict.FAILED
+
+
+def test_more_tasks_than_cores_keep_each_other_from_running():
+    crowd = {"threads": 4, "coreless": 80.0, "min_speedup": 1.6}  # of 40 ms, two cores too few
+    assert verdict([1.0] * 10, 1.9, **crowd) is Verdict.FAILED
+
+
 def test_tasks_that_do_as_well_as_the_probe_are_never_at_fault():
     speedups = [1.3, 1.5, 1.4, 1.2, 1.45, 1.35, 1.3, 1.4, 1.5, 1.3]
     ceilings = [each * 1.02 for each in speedups]
@@ -205,7 +219,7 @@ def test_a_share_of_nothing_says_nothing():
 
 
 def test_total_is_in_lengths_of_the_longest_part():
-    runs = [MeasuredRound(Pair(serial(5, 20), parallel(5.5, 21)), pair(2.0), None)] * 10
+    runs = [MeasuredRound(Pair(serial(5, 20), parallel(5.5, 21)), pair(2.0), None, 0.0)] * 10
     parts = measurement(
         Samples(threads=2, rounds=tuple(runs)), names=("short", "long"), max_total=1.1
     )
@@ -216,7 +230,7 @@ def test_total_is_in_lengths_of_the_longest_part():
 
 
 def test_total_of_serialised_parts_fails():
-    runs = [MeasuredRound(Pair(serial(10, 10), parallel(10, 20)), pair(2.0), None)] * 10
+    runs = [MeasuredRound(Pair(serial(10, 10), parallel(10, 20)), pair(2.0), None, 0.0)] * 10
     parts = measurement(Samples(threads=2, rounds=tuple(runs)), names=("a", "b"), max_total=1.2)
     assert judge(parts)[1] is Verdict.FAILED
 
@@ -246,13 +260,15 @@ def test_time_that_neighbours_take_is_no_waiting():
 
 
 def test_how_many_tasks_were_under_way_at_once():
-    runs = MeasuredRound(Pair(serial(10, 10), parallel(10, 10, starts=[0, 5])), pair(2.0), None)
+    runs = MeasuredRound(
+        Pair(serial(10, 10), parallel(10, 10, starts=[0, 5])), pair(2.0), None, 0.0
+    )
     (point,) = parallelism.points(measurement(Samples(threads=2, rounds=(runs,) * 9)))
     assert point.at_once == pytest.approx((0, 2 / 3, 1 / 3))
 
 
 def test_each_part_has_its_duration_alone_and_together():
-    runs = MeasuredRound(Pair(serial(5, 20), parallel(9, 21)), pair(2.0), None)
+    runs = MeasuredRound(Pair(serial(5, 20), parallel(9, 21)), pair(2.0), None, 0.0)
     (point,) = parallelism.points(
         measurement(Samples(threads=2, rounds=(runs,) * 9), names=("a", "b"))
     )
@@ -321,14 +337,14 @@ def test_tasks_that_wait_for_something_nameless_are_said_to_wait():
 
 def test_tasks_that_compute_longer_together_contend():
     slow = Pair(serial(10, 10), parallel(18, 18))
-    runs = tuple(MeasuredRound(slow, pair(2.0), None) for _ in range(10))
+    runs = tuple(MeasuredRound(slow, pair(2.0), None, 0.0) for _ in range(10))
     said = " ".join(judge(measurement(Samples(threads=2, rounds=runs)))[2])
     assert "they compute 1.80 × as long together as alone" in said
 
 
 def test_what_slows_the_probe_too_is_no_contention():
     slow = Pair(serial(10, 10), parallel(18, 18))
-    runs = tuple(MeasuredRound(slow, slow, None) for _ in range(10))
+    runs = tuple(MeasuredRound(slow, slow, None, 0.0) for _ in range(10))
     assert not any(
         "as long" in each for each in judge(measurement(Samples(threads=2, rounds=runs)))[2]
     )

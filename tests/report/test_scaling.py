@@ -36,7 +36,9 @@ def golden(text):
 
 
 def test_parts_that_run_in_parallel():
-    runs = (MeasuredRound(Pair(serial(24, 12, 12), parallel(24.8, 12, 13)), pair(1.96), None),) * 9
+    runs = (
+        MeasuredRound(Pair(serial(24, 12, 12), parallel(24.8, 12, 13)), pair(1.96), None, 0.0),
+    ) * 9
     made = report(
         measurement(
             Samples(threads=3, rounds=runs), names=("load", "parse", "store"), min_speedup=1.5
