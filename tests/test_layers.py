@@ -100,7 +100,15 @@ def test_every_layer_is_named_here():
 
 
 @pytest.mark.parametrize(
-    "forbidden", [f"{NAME}.harness", f"{NAME}.execution", "hypothesis", "scipy", "matplotlib"]
+    "forbidden",
+    [
+        f"{NAME}.harness",
+        f"{NAME}.execution",
+        f"{NAME}.records",
+        "hypothesis",
+        "scipy",
+        "matplotlib",
+    ],
 )
 def test_loading_the_plugin_loads_neither_the_harness_nor_hypothesis(forbidden):
     code = f"import sys, {NAME}.plugin; sys.exit({forbidden!r} in sys.modules)"

@@ -91,6 +91,8 @@ def tight(rounds: Sequence[MeasuredRound]) -> bool:
 
     And that of the probe, as far as the tasks compute: only so far does it say what is possible.
     """
+    if len(rounds) < FEWEST:
+        return False
     speedup = _error(estimate(ratio(each.tasks) for each in rounds))
     ceiling = _error(estimate(ratio(each.probe) for each in rounds))
     return max(speedup, ceiling * _computing(rounds)) <= _TIGHT

@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
     from pytest_freethread.records import ParallelPlan
 
-FEWEST_PAIRS: Final = 8
-"""Of fewer pairs, not even all make an interval that holds the median in 99 of 100 cases."""
-
 TIMED_RUNS: Final = 5
 """Parallel runs in which the waits for locks are timed, after all others."""
 
@@ -56,7 +53,7 @@ class Workload:
     Attributes:
         names: of the tasks.
         begin: makes fresh state and returns so many bodies, not timed.
-        end: takes it down.
+        end: takes it down, also what a `begin` that raised has made of it.
         subjects: functions whose modules are looked into for locks.
     """
 
@@ -167,7 +164,7 @@ class _Point:
             self._rounds.append(self._round())
             if until is not None and interpreter.monotonic() >= until:
                 return
-            if len(self._rounds) >= FEWEST_PAIRS and tight(self._rounds):
+            if tight(self._rounds):
                 return
 
     def samples(self) -> Samples:
@@ -209,11 +206,15 @@ class _Point:
         return Pair(run(parallel=False), run(parallel=True))
 
     def _run_tasks(self, *, parallel: bool) -> tuple[PartRun, ...]:
-        bodies = self._workload.begin(self._threads)
         try:
-            return self._crew.run(bodies, parallel=parallel)
-        finally:
+            parts = self._crew.run(self._workload.begin(self._threads), parallel=parallel)
+        except StuckError:
+            raise  # the state is still in use
+        except BaseException:
             self._workload.end()
+            raise
+        self._workload.end()
+        return parts
 
     def _run_probe(self, probe: Callable[[], object]) -> Any:
         def run(*, parallel: bool) -> tuple[PartRun, ...]:

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_freethread import interpreter
 from pytest_freethread.errors import SettingError, ThreadSafetyError
-from pytest_freethread.plugin import gil, measured, options
+from pytest_freethread.plugin import gil, options
 from pytest_freethread.plugin.session import Session
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class Verbs:
     def measure_parallelism(self, *tasks: Callable[..., object], **settings: Any) -> Scaling:
         """`pytest_freethread.measure_parallelism`."""
         from pytest_freethread.harness import measure_parallelism
+        from pytest_freethread.plugin import measured
 
         told = self._parallel_defaults(tasks)
         told = {name: value for name, value in told.items() if name not in options.ASKED}
@@ -95,6 +96,7 @@ class Verbs:
     def assert_parallel(self, *tasks: Callable[..., object], **settings: Any) -> Scaling:
         """`pytest_freethread.assert_parallel`."""
         from pytest_freethread.harness import assert_parallel
+        from pytest_freethread.plugin import measured
 
         __tracebackhide__ = True
         told = self._parallel_defaults(tasks)

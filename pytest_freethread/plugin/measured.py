@@ -11,6 +11,7 @@ from pytest_freethread.errors import ThreadSafetyError
 from pytest_freethread.plugin import options
 from pytest_freethread.plugin.contexts import body_of
 from pytest_freethread.plugin.items import RerunTest, lines_of, told
+from pytest_freethread.plugin.session import outcomes_key
 from pytest_freethread.records import Scaling, Verdict
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from pytest_freethread.plugin.contexts import Context
     from pytest_freethread.records import ParallelPlan
-
-_outcomes_key = pytest.StashKey[list[dict[str, Any]]]()
 
 
 class MeasuredTest(RerunTest):
@@ -128,15 +127,10 @@ def keep(item: pytest.Item, scaling: Scaling) -> Scaling:
     from pytest_freethread import harness
     from pytest_freethread.report.scaling import outcome
 
-    outcomes = item.stash.setdefault(_outcomes_key, [])
+    outcomes = item.stash.setdefault(outcomes_key, [])
     outcomes.append({"test": item.nodeid, **outcome(scaling)})
     folder = options.place(item.config, "freethread-scaling")
     if folder is not None:
         suffix = f"-{len(outcomes)}" if len(outcomes) > 1 else ""
         scaling = harness.saved(scaling, Path(folder), item.nodeid + suffix)
     return scaling
-
-
-def outcomes(item: pytest.Item) -> list[dict[str, Any]]:
-    """What was measured in a test, as plain values."""
-    return item.stash.get(_outcomes_key, [])

@@ -70,10 +70,10 @@ MARKERS = (
 
 _PARSERS = {"mode": settings.mode, **settings.PARSERS["stress"], **settings.PARSERS["explore"]}
 _MARKER_SETTINGS = {*_PARSERS, "shared"}
+_OPTION_PARSERS = {**settings.PARSERS["parallel"], **_PARSERS}
+
 ASKED = ("min_speedup", "min_efficiency", "max_total")
 """Settings of a measurement that say what is asked of it."""
-
-_OPTION_PARSERS = {**settings.PARSERS["parallel"], **_PARSERS}
 
 _seed_key = pytest.StashKey[int]()
 

@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_freethread.errors import SettingError
-from pytest_freethread.plugin import demotion, leaving, measured, options, terminal
-from pytest_freethread.plugin.comparison import OUTCOMES, Comparison, is_inside
+from pytest_freethread.plugin import demotion, leaving, options, terminal
 from pytest_freethread.plugin.kept import KeptSchedules
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from pytest_freethread.plugin.comparison import Comparison
     from pytest_freethread.plugin.gil import GilWatch
     from pytest_freethread.plugin.items import RerunTest
-    from pytest_freethread.records import ExplorationPlan, Plan
+    from pytest_freethread.records import ExplorationPlan, ParallelPlan, Plan
 
 _note_key = pytest.StashKey[dict[str, Any]]()
 _test_key: pytest.StashKey[RerunTest] = pytest.StashKey()
+outcomes_key = pytest.StashKey[list[dict[str, Any]]]()
+"""What measurements of parallelism in a test came to, as plain values."""
 
 
 class Session:
@@ -109,9 +111,7 @@ class Session:
             item.stash[_note_key] = {"how": "one thread", "why": why}
             return
         if isinstance(plan, ParallelPlan):
-            self._cannot_replay(item, "measured, not explored")
-            test = measured.MeasuredTest(item, plan, shared, strict=self._strict)
-            item.stash[_test_key] = test
+            self._measure(item, plan, shared)
         elif isinstance(plan, ExplorationPlan):
             self._explore(item, plan, shared)
         else:
@@ -138,6 +138,12 @@ class Session:
         )
         if self._progress.watched:
             test.progress = partial(self._progress.schedules, item.nodeid, plan)
+
+    def _measure(self, item: pytest.Function, plan: ParallelPlan, shared: frozenset[str]) -> None:
+        from pytest_freethread.plugin.measured import MeasuredTest
+
+        self._cannot_replay(item, "measured, not explored")
+        item.stash[_test_key] = MeasuredTest(item, plan, shared, strict=self._strict)
 
     def _insist_on_one(self, items: list[pytest.Item]) -> None:
         if options.replayed(self._config) is not None and len(items) > 1:
@@ -191,8 +197,8 @@ class Session:
             note = test.note()
         if note is not None and (call.when == "call" or not report.passed):
             report.freethread = note
-        if call.when == "call" and measured.outcomes(item):
-            report.freethread_scaling = measured.outcomes(item)
+        if call.when == "call" and outcomes_key in item.stash:
+            report.freethread_scaling = item.stash[outcomes_key]
         if self._gil.culprit is not None:
             report.freethread_gil = [self._gil.culprit, self._gil.culprit_during]
         return report  # type: ignore[no-any-return]
@@ -241,6 +247,8 @@ class Session:
     def _save_outcomes(self) -> None:
         folder = options.place(self._config, "freethread-scaling")
         if folder is not None and self._outcomes and not hasattr(self._config, "workerinput"):
+            from pytest_freethread.plugin.comparison import OUTCOMES
+
             file = Path(folder) / OUTCOMES
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(self._outcomes, indent=1), encoding="utf-8")
@@ -249,7 +257,11 @@ class Session:
 def _comparison(config: pytest.Config) -> Comparison | None:
     """With the interpreter that an option names; a worker leaves that to its controller."""
     python = options.place(config, "freethread-compare")
-    if python is None or hasattr(config, "workerinput") or is_inside():
+    if python is None or hasattr(config, "workerinput"):
+        return None
+    from pytest_freethread.plugin.comparison import Comparison, is_inside  # for those who compare
+
+    if is_inside():
         return None
     try:
         return Comparison(config, python, options.said_where(config, "freethread-compare"))
