@@ -195,9 +195,10 @@ class _Point:
         self._random.shuffle(order)
         coreless = 0.0
         for name, run, parallel in order:
-            before = interpreter.seconds_without_core()
+            watched = parallel and name == "tasks"
+            before = interpreter.seconds_without_core() if watched else 0.0
             runs[name, parallel] = _from_origin(run(parallel=parallel)).parts
-            if name == "tasks" and parallel:
+            if watched:
                 coreless = max(0.0, interpreter.seconds_without_core() - before)
         pairs = {name: Pair(runs[name, False], runs[name, True]) for name, _ in kinds}
         return MeasuredRound(pairs["tasks"], pairs["probe"], pairs.get("native"), coreless)
