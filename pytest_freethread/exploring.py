@@ -11,7 +11,7 @@ import itertools
 import linecache
 import sys
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -26,16 +26,18 @@ from pytest_freethread.suspecting import CONFIRMATIONS, Suspicions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
-    from types import ModuleType
 
     from pytest_freethread.detectors.interleavings import Symptom
-    from pytest_freethread.execution.kernel import Hear
+    from pytest_freethread.execution.kernel import Chooser, Hear
     from pytest_freethread.records import ControlledExecution, Finding, Phase
     from pytest_freethread.scheduling import Pending, Scheduler
     from pytest_freethread.suspecting import Attempt, Choices, Run
 
     Cleanup = Callable[[frozenset[int]], Iterable[tuple[Phase, int | None, BaseException]]]
+    Judge = Callable[[ControlledExecution, Sequence[Failure]], Symptom | None]
+    Watch = Callable[[Sequence[int], Sequence[Pending | None]], None]
 
 _SHRINKING = (1.0, 1_000)
 """Seconds and runs that each part of shrinking may take, whichever is over first."""
@@ -77,6 +79,9 @@ class Program:
         root: of the project, below which all modules get probes; None: the working directory.
         ends: whether the bodies are known to end when they run one after the other, so that they
             are long, and not a livelock, if they do not even then.
+        judge: says what went wrong in an execution that has just ended, if anything did.
+        watch: told before each choice who can go on, and what each thread will do next; in the
+            thread that announced something, under control.
     """
 
     bodies: tuple[Callable[..., object], ...]
@@ -88,6 +93,8 @@ class Program:
     interrupts: tuple[type[BaseException], ...] = ()
     root: Path | None = None
     ends: bool = False
+    judge: Judge = interleavings.symptom
+    watch: Watch | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -144,6 +151,8 @@ def search(
     deadline: float,
     first: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
+    on: Controlled | None = None,
+    shrink: bool = True,
 ) -> Search:
     """Run schedules until one fails, none is left, or the budget is spent.
 
@@ -159,6 +168,9 @@ def search(
         deadline: seconds after which a thread that does not come back is given up.
         first: tokens of schedules to try before all others; what cannot be followed is passed over.
         progress: called now and then with the number of schedules.
+        on: where to run it, for who searches many programs; by itself the program's modules get
+            their probes now, and lose them in the end.
+        shrink: whether a failing schedule is shrunk and confirmed; otherwise it is as it was found.
 
     Raises:
         SettingError: there is no such strategy, or a module to include is not to be had.
@@ -166,7 +178,7 @@ def search(
     scheduler = make(strategy, seed=seed, preemptions=preemptions)
     # A scheduler of the user's own cannot be told to start over when more comes to be shared.
     learn = isinstance(strategy, str)
-    with _explorer(program, learn=learn, deadline=deadline) as explorer:
+    with _explorer(program, learn=learn, deadline=deadline, on=on) as explorer:
         began = interpreter.monotonic()
         count = learning = diverged = steps = 0
         exhausted = timed = too_long = False
@@ -226,7 +238,10 @@ def search(
                 explorer.passed = _runs(execution)
             if symptom is not None:
                 found = learning + count, by, interpreter.monotonic() - began
-                finding = explorer.report(symptom, execution, found)
+                if shrink:
+                    finding = explorer.report(symptom, execution, found)
+                else:
+                    finding = explorer.finding(symptom, execution, found, (1, 1))
             elif execution.widened and learn:
                 # More is shared than was known: the search starts over, with more to choose.
                 scheduler = make(strategy, seed=seed, preemptions=preemptions)
@@ -336,7 +351,7 @@ class _Explorer:
         program = self.program
         execution = self.controlled.run(
             program.bodies,
-            choose,
+            choose if program.watch is None else _watched(choose, program.watch),
             setup=program.setup,
             invariant=program.invariant,
             cleanup=program.cleanup,
@@ -344,7 +359,7 @@ class _Explorer:
             early_timeouts=early_timeouts,
             record=record,
             fair=fair,
-            stays=stays,
+            stays=stays and program.watch is None,
             hear=hear,
             watched=watched,
         )
@@ -364,7 +379,7 @@ class _Explorer:
                 failures.append(
                     Failure(exception=error, phase=phase, thread=thread, round=0, text=text)
                 )
-        return interleavings.symptom(execution, failures)
+        return self.program.judge(execution, failures)
 
     def replay(
         self,
@@ -559,21 +574,31 @@ class _Explorer:
 
 
 @contextmanager
-def _explorer(program: Program, *, learn: bool, deadline: float) -> Iterator[_Explorer]:
-    controlled = Controlled(
-        _modules(program),
-        core=interpreter.own_core(),
-        learn=learn,
-        patience=min(1.0, deadline),
-        deadline=deadline,
-    )
-    with controlled:
-        yield _Explorer(
-            program=program,
-            controlled=controlled,
-            learn=learn,
-            left_out=controlled.coverage.left_out,
+def _explorer(
+    program: Program, *, learn: bool, deadline: float, on: Controlled | None = None
+) -> Iterator[_Explorer]:
+    functions = [each for each in (*program.bodies, program.setup, program.invariant) if each]
+    if on is None:
+        place: AbstractContextManager[Controlled] = controlled(
+            functions, include=program.include, root=program.root, deadline=deadline
         )
+    else:
+        place = nullcontext(on)
+    with place as entered:
+        entered.choose_everywhere(not learn)
+        yield _Explorer(
+            program=program, controlled=entered, learn=learn, left_out=entered.coverage.left_out
+        )
+
+
+def _watched(choose: Chooser, watch: Watch) -> Chooser:
+    def choose_watched(
+        ready: Sequence[int], current: int | None, pending: Sequence[Pending | None]
+    ) -> int:
+        watch(ready, pending)
+        return choose(ready, current, pending)
+
+    return choose_watched
 
 
 def _suspicions(program: Program, races: str) -> Suspicions | None:
@@ -636,10 +661,30 @@ def _expanded(runs: Runs) -> list[int]:
 # --- what gets probes -----------------------------------------------------------------------------
 
 
-def _modules(program: Program) -> list[ModuleType]:
-    """The bodies' modules, those below the project's root, and what is to be included."""
-    functions = [each for each in (*program.bodies, program.setup, program.invariant) if each]
-    chosen = scope.own(functions, program.root)
+def controlled(
+    functions: Iterable[object],
+    *,
+    include: Sequence[str] = (),
+    root: Path | None = None,
+    deadline: float,
+) -> Controlled:
+    """Where programs run: a context in which the modules that concern them have probes.
+
+    Args:
+        functions: their modules get probes, as do all below the project's root.
+        include: modules and packages that get some besides.
+        root: of the project; None: the working directory.
+        deadline: seconds after which a thread that does not come back is given up.
+
+    Raises:
+        SettingError: a module to include is not to be had.
+    """
+    chosen = scope.own(functions, root)
     chosen |= scope.loaded(scope.STATEFUL_LIBRARY)
-    chosen |= scope.included(program.include)
-    return list(chosen.values())
+    chosen |= scope.included(include)
+    return Controlled(
+        chosen.values(),
+        core=interpreter.own_core(),
+        patience=min(1.0, deadline),
+        deadline=deadline,
+    )
