@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_freethread.contracts import check_contract, operation
     from pytest_freethread.errors import SettingError, ThreadSafetyError
     from pytest_freethread.harness import (
         assert_parallel,
@@ -34,9 +35,11 @@ __all__ = [
     "ThreadSafetyError",
     "Verdict",
     "assert_parallel",
+    "check_contract",
     "check_history",
     "explore",
     "measure_parallelism",
+    "operation",
     "replay",
     "stress",
 ]
@@ -53,9 +56,11 @@ _HOMES = {
     "ThreadSafetyError": "errors",
     "Verdict": "records",
     "assert_parallel": "harness",
+    "check_contract": "contracts",
     "check_history": "linearizability",
     "explore": "harness",
     "measure_parallelism": "harness",
+    "operation": "contracts",
     "replay": "harness",
     "stress": "harness",
 }

@@ -459,6 +459,7 @@ class Move:
         holding: the names of the locks that the thread held.
         pause: why this thread did not go on: `preempted`, `done`, `waits for …`, `raises …`;
             None where it did.
+        state: what the object's `state()` gave after it, where it has one and that has changed.
     """
 
     thread: int
@@ -471,6 +472,7 @@ class Move:
     contested: bool
     holding: tuple[str, ...] = ()
     pause: str | None = None
+    state: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -497,6 +499,22 @@ class Violation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """What threads called on an object of a contract, and what is wrong with what that gave.
+
+    Attributes:
+        rows: who, and the calls with their results, in order.
+        order: calls that can be explained in this order, as many as possible; empty where it is
+            not the results that are wrong.
+        next: what is wrong with each call that could come next, in a sentence.
+    """
+
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    order: tuple[str, ...] = ()
+    next: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Interleaving:
     """A schedule that shows a finding, step by step.
 
@@ -513,6 +531,7 @@ class Interleaving:
         violation: the steps that the finding comes from, where that can be said.
         repair: what usually repairs it, where that is known.
         command: what replays it at a shell's prompt, where the bodies are those of a test.
+        scenario: what the bodies call, where they were made for a contract.
     """
 
     moves: tuple[Move, ...]
@@ -526,6 +545,7 @@ class Interleaving:
     violation: Violation | None = None
     repair: str | None = None
     command: str | None = None
+    scenario: Scenario | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

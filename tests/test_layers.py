@@ -42,6 +42,11 @@ MAY_IMPORT = {
         "errors", "interpreter", "records", "settings", "instrument", "execution", "detectors",
         "report", "exploring", "scheduling",
     },
+    # generated scenarios, explored and judged
+    "contracts": {
+        "errors", "interpreter", "records", "settings", "execution", "scheduling", "detectors",
+        "report", "exploring", "harness", "linearizability",
+    },
     "plugin": {
         "errors", "interpreter", "records", "settings", "instrument", "execution", "detectors",
         "report", "harness", "exploring", "plugin",
@@ -49,11 +54,11 @@ MAY_IMPORT = {
     # subjects under test: nothing of the harness, not even each other
     "reference": set(),
     # the façade names everything, lazily
-    "": {"errors", "records", "linearizability", "harness"},
+    "": {"errors", "records", "linearizability", "harness", "contracts"},
 }  # fmt: skip
 
 ONLY_IN = {
-    "pytest": {"plugin"}, "_pytest": {"plugin"}, "hypothesis": set(),
+    "pytest": {"plugin"}, "_pytest": {"plugin"}, "hypothesis": {"contracts"},
     "scipy": {"detectors"}, "matplotlib": {"report"},
 }  # fmt: skip
 

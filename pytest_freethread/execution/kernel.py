@@ -579,6 +579,7 @@ class Kernel:
         self.outcome = outcome
         if me is not self.main:
             self._to_main(me)
+        self.abandoned = True  # what it passes on its way out gets no errors of its own
         raise Unwound
 
     def _fail(self, me: Task, error: BaseException) -> NoReturn:
@@ -611,6 +612,7 @@ class Kernel:
             else:
                 self.outcome = self._kind_of_standstill(self.live)
                 if me is self.main:
+                    self.abandoned = True
                     raise Unwound
                 self._to_main(me)
                 return False

@@ -147,6 +147,13 @@ def listen(sink: Sink | None) -> None:
     _access = _sink_access = None if sink is None else sink.access
 
 
+def announce(obj: Any, key: Any, op: int, site: int) -> None:
+    """Announce what no source says: a step of its own, such as that an operation is called."""
+    access = _access
+    if access is not None:
+        access(obj, key, op, site)
+
+
 # --- what is worth announcing ---------------------------------------------------------------------
 
 stored_names: Final[set[str]] = set()

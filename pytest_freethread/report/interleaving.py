@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
-from pytest_freethread.report import folding, layout
+from pytest_freethread.report import folding, layout, scenario
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,6 +41,9 @@ _NEAREST: Final = 30  # where the second of two columns begins at least
 
 def lines(finding: Finding, shown: Interleaving, *, full: bool) -> Iterator[str]:
     """The evidence of a finding, line by line; `full`: every step, however many."""
+    if shown.scenario is not None:
+        yield from scenario.lines(shown.scenario)
+        yield ""
     if shown.failure is not None:
         yield from _failure(shown.failure, full=full)
         yield ""
@@ -194,6 +197,8 @@ def _table(shown: Interleaving, rows: Sequence[folding.Row], *, full: bool) -> I
         move = shown.moves[row]
         before = layout.before[move.thread]
         yield _line(numbers[row], _fitting(before + layout.cells[row], full=full))
+        if move.state is not None:
+            yield _line("", _fitting(f"{before}state: {move.state}", full=full))
         if move.pause is not None:
             yield _line("", _fitting(before + move.pause, full=full))
 

@@ -99,6 +99,28 @@ def exploration_scope(
     )
 
 
+def contract_scope(
+    *,
+    name: str,
+    claim: str,
+    scenarios: int,
+    of: int,
+    schedules: int,
+    exhausted: int,
+    seconds: float,
+    seed: int,
+    left_out: Sequence[tuple[str, str]],
+    doubt: str | None,
+) -> str:
+    """One line: how much of a contract was tried, and why that says nothing where it does not."""
+    why = "" if doubt is None else f"; {doubt}"
+    return (
+        f"contract of {name}, {claim}: {scenarios:,} different scenarios (at most {of:,}), "
+        f"{schedules:,} schedules in {seconds:.2f} s, every interleaving of {exhausted:,} "
+        f"scenarios (seed {seed}{_lacking(left_out)}){why}"
+    )
+
+
 def _lacking(left_out: Sequence[tuple[str, str]]) -> str:
     """How many functions have no probes, with some of their names."""
     if not left_out:

@@ -1,0 +1,89 @@
+"""Every contract below `fixtures/` is kept, and its wrong twin is found and shrunk."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from pytest_freethread import Verdict, check_contract
+
+ROOT = Path(__file__).parents[2] / "fixtures"
+NAMES = sorted(path.stem for path in (ROOT / "racy" / "contract").glob("*.py"))
+RACY = re.compile(
+    r"kind: contract \| wrong: (?P<wrong>[^|]+) "
+    r"\| calls: (?P<calls>[1-9]\d*) \| switches: (?P<switches>\d+)"
+)
+SAFE = re.compile(r"kind: contract \| wrong: nothing \(.+\)")
+
+
+def load(side, name):
+    path = ROOT / side / "contract" / f"{name}.py"
+    module_name = f"contract_{side}_{name}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check(module, **how):
+    return check_contract(module.contract, **{**getattr(module, "options", {}), **how})
+
+
+_found = {}
+
+
+def found(name):
+    """The finding of a wrong twin, and its header; made once."""
+    if name not in _found:
+        module = load("racy", name)
+        result = check(module, seed=0)
+        assert result.verdict is Verdict.FAILED, str(result)
+        _found[name] = result, RACY.fullmatch(module.__doc__)
+    return _found[name]
+
+
+def calls(result):
+    return sum(len(called) for _, called in result.findings[0].evidence.scenario.rows)
+
+
+def switches(result):
+    return result.findings[0].token.count(".")
+
+
+def test_both_twins_are_there_and_say_what_they_are():
+    assert sorted(path.stem for path in (ROOT / "safe" / "contract").glob("*.py")) == NAMES
+    for name in NAMES:
+        assert RACY.fullmatch(load("racy", name).__doc__), name
+        assert SAFE.fullmatch(load("safe", name).__doc__), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kept_contract_passes(name):
+    module = load("safe", name)
+    most = getattr(module, "options", {}).get("scenarios", 25)
+    result = check(module, seed=1, scenarios=min(most, 25), schedules=60, seconds=None)
+    assert result.verdict is Verdict.PASSED, str(result)
+    assert not result.findings
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_twin_is_found_and_comes_back(name):
+    result, _ = found(name)
+    (finding,) = result.findings
+    assert finding.kind in {"linearizability", "deadlock", "lost-wakeup", "exception"}
+    assert finding.reproduced == (10, 10), str(result)
+    assert finding.token
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_shrunk_to_few_switches(name):
+    result, header = found(name)
+    assert switches(result) <= int(header["switches"]) + 2, str(result)
+
+
+def test_the_median_scenario_has_at_most_four_calls():
+    sizes = {name: calls(found(name)[0]) for name in NAMES}
+    assert median(sizes.values()) <= 4, sizes
