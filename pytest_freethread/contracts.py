@@ -29,7 +29,6 @@ import contextlib
 import inspect
 import itertools
 import math
-import random
 import threading
 from dataclasses import dataclass, replace
 from functools import partial
@@ -120,7 +119,7 @@ _WORDS: Final = {
         claim="sequential",
     ),
     "internally synchronised": _Word(
-        broken=f"is not internally synchronised: {_ORDER}", claim="quiescent"
+        broken=f"is not internally synchronised: {_ORDER}", claim="serializable"
     ),
     "linearizable": _Word(broken=f"is not linearizable: {_ORDER}"),
     "externally synchronised": _Word(
@@ -498,10 +497,10 @@ class _Trial:
             state: tuple[int, ...], called: Operation
         ) -> Iterator[tuple[object, tuple[int, ...]]]:
             index = indices[called.called]
-            # The order of each client by itself says nothing of threads being started and joined.
+            # Claims that do not look at the time say nothing of threads being started and joined.
             started = called.client == BEFORE or len(state) >= prefix
             joined = called.client != AFTER or returned <= {*state}
-            if word.claim == "sequential" and not (started and joined):
+            if word.sees == "all" and not (started and joined):
                 return
             order = (index,) if word.sees == "none" else (*state, index)
             result = self._reference.result(tuple(self._calls[each] for each in order))
@@ -511,9 +510,13 @@ class _Trial:
             name=self._contract.name,
             initial=(),
             step=step,
-            partition=(lambda called: called.client) if word.sees == "own" else None,
+            partition=self._thread_of if word.sees == "own" else None,
         )
         return check_history(history, spec, claim=word.claim, seconds=None)
+
+    def _thread_of(self, called: Operation) -> object:
+        """Before and after the threads, calls are made by one and the same."""
+        return called.client if called.client in self._threads else BEFORE
 
     def _history(self) -> tuple[list[Operation], dict[float, int]]:
         """The calls as operations, and the index of the call that was called at a moment."""
@@ -770,6 +773,9 @@ def check_contract(
         prefix=number("prefix", prefix, 0),
         suffix=number("suffix", suffix, 0),
     )
+    for name in declared:
+        if not callable(getattr(contract.model, name, None)):
+            raise SettingError(f"check_contract(model={model!r}): it has no operation {name}")
     functions = [cls, contract.model, *(function for function, _ in declared.values())]
     with exploring.controlled(functions, include=plan.include, deadline=plan.deadline) as on:
         return _Search(contract, plan, on).run(strategy, number("scenarios", scenarios, 1))
@@ -782,6 +788,14 @@ def _claim(claims: object) -> str:
             str(claims), _WORDS, f"check_contract(claims={claims!r})", what="claim"
         )
     return spelled
+
+
+class _Fails(Exception):  # noqa: N818 - what Hypothesis looks for is no error
+    """A scenario fails."""
+
+
+class _Over(BaseException):
+    """There is no time for another scenario."""
 
 
 class _Search:
@@ -809,30 +823,42 @@ class _Search:
                 f"check_contract({contract.name}): {contract.name}() raised "
                 f"{type(thrown.exception).__name__}: {thrown.exception}"
             ) from thrown.exception
-        key = f"{contract.cls.__module__}.{contract.cls.__qualname__} {contract.word.broken}"
-        # What is shrunk to is kept here: the budget may be over when Hypothesis asks once more.
-        with contextlib.suppress(hypothesis.errors.NoSuchExample, hypothesis.errors.Flaky):
-            hypothesis.find(
-                strategy,
-                self._fails,
-                settings=hypothesis.settings(
-                    max_examples=scenarios,
-                    deadline=None,
-                    # Not to explain: that traces every line, and knows nothing of threads.
-                    phases=[Phase.reuse, Phase.generate, Phase.shrink],
-                ),
-                random=random.Random(self._plan.seed),  # noqa: S311 - a seed, no secret
-                database_key=key.encode(),
-            )
+        # The smallest one is kept here: the time may be over when Hypothesis asks for it once more.
+        with contextlib.suppress(_Fails, _Over, hypothesis.errors.Flaky):
+            self._test(strategy, scenarios)()
         return self._result(self._finding(), scenarios)
 
+    def _test(self, strategy: SearchStrategy[_Scenario], scenarios: int) -> Callable[[], None]:
+        """What Hypothesis runs with one scenario after the other."""
+        contract = self._contract
+
+        def test(scenario: _Scenario) -> None:
+            if self._fails(scenario):
+                raise _Fails
+
+        # The database tells tests apart by source and signature: this one is that of the class.
+        key = f"{contract.cls.__module__}.{contract.cls.__qualname__}, {contract.claim}"
+        test.__annotations__["scenario"] = Literal[key]
+        configured = hypothesis.settings(
+            max_examples=scenarios,
+            deadline=None,
+            report_multiple_bugs=False,
+            suppress_health_check=list(hypothesis.HealthCheck),
+            # Not to explain: that traces every line, and knows nothing of threads.
+            phases=[Phase.reuse, Phase.generate, Phase.shrink],
+        )
+        # A seed takes the database away, unless the settings come after it.
+        return configured(hypothesis.seed(self._plan.seed)(hypothesis.given(strategy)(test)))
+
     def _fails(self, drawn: _Scenario) -> bool:
+        if self._over() and self._smallest is None:
+            self._cut = True
+            raise _Over
         scenario = self._tidy(drawn)
         if len(scenario.threads) < 2:
             return False
         if scenario not in self._failed:
             if self._over():
-                self._cut = self._cut or self._smallest is None
                 return False
             found = self._explore(scenario)
             self._failed[scenario] = found is not None
@@ -934,7 +960,7 @@ class _Search:
             doubt = "what failed did not fail again"
         unprobed = {name for name, _ in self._on.coverage.left_out}
         functions = [function for function, _ in _declarations(self._contract.cls).values()]
-        if all(scope.path(function) in unprobed for function in functions):
+        if all({scope.path(each), each.__module__} & unprobed for each in functions):
             doubt = "no operation has probes"
         verdict = Verdict.PASSED if doubt is None else Verdict.INCONCLUSIVE
         if finding is not None:

@@ -34,14 +34,14 @@ class Call:
     """An operation with its arguments. Equal ones have arguments that are equal and look the same.
 
     Attributes:
-        function: what to call with the object, or whatever runs the operation on it.
-        name: of the operation.
+        name: of the operation, a method.
+        function: what that is in the class of the contract; a model's class has another one.
         arguments: by the names of the parameters, in the order of the signature.
         blocking: whether it may wait for ever.
     """
 
-    function: Callable[..., object]
     name: str
+    function: Callable[..., object]
     arguments: tuple[tuple[str, Any], ...]
     blocking: bool
 
@@ -63,8 +63,7 @@ class Call:
 
     def on(self, subject: object) -> object:
         """Call it, with arguments that nobody else has."""
-        return self.function(
-            subject,
+        return getattr(subject, self.name)(
             **{
                 name: value if type(value) in _PLAIN else copy.deepcopy(value)
                 for name, value in self.arguments

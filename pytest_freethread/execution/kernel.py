@@ -271,8 +271,8 @@ class Kernel:
             self._look(me)
         try:
             chosen = self.choose(self.ready, index, self.pending)
-        except RecursionError:
-            raise  # the body's own: it is as deep as it may be
+        except (RecursionError, Unwound):
+            raise  # the body's own: it is as deep as it may be, or over
         except BaseException as error:
             if not self.ready:
                 return obj  # a finalizer, while the control is on its way to the driving thread
@@ -439,6 +439,8 @@ class Kernel:
                 chosen = self.choose(self.ready, index, self.pending)
             except RecursionError:
                 self._give_up_waiting(me)
+                raise
+            except Unwound:
                 raise
             except BaseException as error:
                 self._fail(me, error)
