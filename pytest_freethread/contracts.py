@@ -959,8 +959,10 @@ class _Search:
         if self._smallest is not None and finding is None:
             doubt = "what failed did not fail again"
         unprobed = {name for name, _ in self._on.coverage.left_out}
-        functions = [function for function, _ in _declarations(self._contract.cls).values()]
-        if all({scope.path(each), each.__module__} & unprobed for each in functions):
+        cls = self._contract.cls
+        functions = [function for function, _ in _declarations(cls).values()]
+        homes = ({scope.path(each), each.__module__ or cls.__module__} for each in functions)
+        if all(home & unprobed for home in homes):
             doubt = "no operation has probes"
         verdict = Verdict.PASSED if doubt is None else Verdict.INCONCLUSIVE
         if finding is not None:
