@@ -233,9 +233,24 @@ class _Scenario:
         return clients
 
     @property
-    def size(self) -> tuple[int, int, str]:
-        """The smaller, the better to read."""
-        return len(self.calls), sum(map(bool, self.threads)), str(self)
+    def size(self) -> tuple[int, int, int, str]:
+        """The smaller, the better to read: few calls, and few of them at once."""
+        return len(self.calls), sum(map(len, self.threads)), len(self.threads), str(self)
+
+    def smaller(self) -> Iterator[_Scenario]:
+        """The same with a call less, and with a call before all threads instead of in one."""
+        for index in range(len(self.before)):
+            yield replace(self, before=self.before[:index] + self.before[index + 1 :])
+        for index in range(len(self.after)):
+            yield replace(self, after=self.after[:index] + self.after[index + 1 :])
+        for thread, calls in enumerate(self.threads):
+            others = self.threads[:thread], self.threads[thread + 1 :]
+            for index in range(len(calls)):
+                rest = calls[:index] + calls[index + 1 :]
+                yield replace(self, threads=(*others[0], rest, *others[1]))
+            rest = calls[1:]
+            before = (*self.before, *calls[:1])
+            yield replace(self, before=before, threads=(*others[0], rest, *others[1]))
 
     def __str__(self) -> str:
         parts = (self.before, *self.threads, self.after)
@@ -826,6 +841,8 @@ class _Search:
         # The smallest one is kept here: the time may be over when Hypothesis asks for it once more.
         with contextlib.suppress(_Fails, _Over, hypothesis.errors.Flaky):
             self._test(strategy, scenarios)()
+        while any(map(self._fails, self._smallest[0].smaller() if self._smallest else ())):
+            pass  # what Hypothesis calls small is the sequence of its choices
         return self._result(self._finding(), scenarios)
 
     def _test(self, strategy: SearchStrategy[_Scenario], scenarios: int) -> Callable[[], None]:
