@@ -825,6 +825,7 @@ class _Search:
         self._reference = _Reference(contract.model, on)
         self._failed: dict[_Scenario, bool] = {}
         self._smallest: tuple[_Scenario, str, int] | None = None
+        self._first: tuple[int, float] | None = None  # schedules and seconds until one failed
         self._doubt: str | None = None
         self._schedules = self._exhausted = 0
         self._cut = False
@@ -881,7 +882,9 @@ class _Search:
             self._failed[scenario] = found is not None
             if found is not None:
                 if self._smallest is None:
-                    self._until = interpreter.monotonic() + _SHRINKING
+                    now = interpreter.monotonic()
+                    self._first = self._schedules, now - self._began
+                    self._until = now + _SHRINKING
                 if self._smallest is None or scenario.size < self._smallest[0].size:
                     self._smallest = scenario, *found
         return self._failed[scenario]
@@ -994,6 +997,7 @@ class _Search:
             of=scenarios,
             schedules=self._schedules,
             exhausted=self._exhausted,
+            first=self._first,
             seconds=seconds,
             seed=self._plan.seed,
             left_out=self._on.coverage.left_out,

@@ -107,17 +107,19 @@ def contract_scope(
     of: int,
     schedules: int,
     exhausted: int,
+    first: tuple[int, float] | None,
     seconds: float,
     seed: int,
     left_out: Sequence[tuple[str, str]],
     doubt: str | None,
 ) -> str:
     """One line: how much of a contract was tried, and why that says nothing where it does not."""
+    failed = "" if first is None else f", the first to fail after {first[0]:,} and {first[1]:.2f} s"
     why = "" if doubt is None else f"; {doubt}"
     return (
         f"contract of {name}, {claim}: {scenarios:,} different scenarios (at most {of:,}), "
-        f"{schedules:,} schedules in {seconds:.2f} s, every interleaving of {exhausted:,} "
-        f"scenarios (seed {seed}{_lacking(left_out)}){why}"
+        f"{schedules:,} schedules in {seconds:.2f} s{failed}; every interleaving of "
+        f"{exhausted:,} (seed {seed}{_lacking(left_out)}){why}"
     )
 
 

@@ -38,6 +38,7 @@ def test_the_door_lets_three_in_and_the_page_quotes_how(examples):
 def test_the_other_examples_pass(examples):
     examples.test_box()
     examples.test_deque()
+    examples.test_a_stale_read()
 
 
 def test_a_bug_in_twenty_lines():
