@@ -78,8 +78,12 @@ _KIND: Final = "linearizability"
 
 _STANDSTILLS: Final = ("deadlock", "lost-wakeup")
 
-_SHRINKING: Final = 7.0
-"""Seconds for the search for a smaller scenario; its schedule gets some two more after that."""
+_SHRINKING: Final = (7.0, 4_000)
+"""Seconds and schedules that the search for a smaller scenario may take, whichever is over first.
+
+The latter is the one that is over on an idle machine, so that the same seed ends with the same
+scenario. Its schedule gets some two seconds more after that.
+"""
 
 
 # --- what is claimed ------------------------------------------------------------------------------
@@ -822,6 +826,7 @@ class _Search:
         self._on = on
         self._began = interpreter.monotonic()
         self._until = math.inf if plan.seconds is None else self._began + plan.seconds
+        self._most = math.inf
         self._reference = _Reference(contract.model, on)
         self._failed: dict[_Scenario, bool] = {}
         self._smallest: tuple[_Scenario, str, int] | None = None
@@ -884,7 +889,8 @@ class _Search:
                 if self._smallest is None:
                     now = interpreter.monotonic()
                     self._first = self._schedules, now - self._began
-                    self._until = now + _SHRINKING
+                    self._until = now + _SHRINKING[0]
+                    self._most = self._schedules + _SHRINKING[1]
                 if self._smallest is None or scenario.size < self._smallest[0].size:
                     self._smallest = scenario, *found
         return self._failed[scenario]
@@ -905,7 +911,6 @@ class _Search:
         for interrupt in itertools.count(1):
             trial = self._trial(scenario, interrupt)
             found = self._search(trial)
-            self._schedules += found.schedules
             finding = found.finding
             if finding is not None and finding.severity == "error":
                 assert finding.token is not None, "what an exploration finds can be replayed"
@@ -931,7 +936,6 @@ class _Search:
             return self._searched(trial, Plain(), 1)
         half = max(1, self._plan.schedules // 2)
         found = self._searched(trial, "auto", half)
-        self._schedules += found.schedules
         over = found.exhaustive or found.late or found.too_long or self._over()
         if found.finding is not None or over or self._plan.schedules <= half:
             return found
@@ -947,7 +951,7 @@ class _Search:
         shrink: bool = False,
     ) -> exploring.Search:
         plan = self._plan
-        return exploring.search(
+        found = exploring.search(
             trial.program(),
             strategy,
             schedules=schedules,
@@ -959,9 +963,11 @@ class _Search:
             on=self._on,
             shrink=shrink,
         )
+        self._schedules += found.schedules
+        return found
 
     def _over(self) -> bool:
-        return interpreter.monotonic() >= self._until
+        return self._schedules >= self._most or interpreter.monotonic() >= self._until
 
     def _finding(self) -> Finding | None:
         """The smallest scenario that failed, its schedule shrunk, confirmed and told."""
@@ -974,7 +980,7 @@ class _Search:
 
     def _result(self, finding: Finding | None, scenarios: int) -> Result:
         doubt = self._doubt
-        if self._cut:
+        if self._cut and self._smallest is None:
             doubt = f"the budget of {self._plan.seconds:g} s was over before all were tried"
         if self._smallest is not None and finding is None:
             doubt = "what failed did not fail again"

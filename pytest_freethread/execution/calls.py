@@ -11,6 +11,7 @@ import contextlib
 import copy
 import functools
 import math
+import operator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
@@ -111,32 +112,35 @@ def seen(result: object) -> object:
     What has no equality of its own (a plain object, an iterator) counts as equal to any other of
     its type: each execution makes another one.
     """
-    kind = type(result)
-    if kind in _PLAIN or isinstance(result, Escaped | Enum):
-        return result
     value = _value(result)
     if value is result:
         return result
+    kind = type(result)
     return Seen(value, f"<{kind.__name__}>" if value is kind else repr(result))
 
 
 def _value(result: Any) -> Any:
+    """What stands for a result when it is compared: the result itself if it cannot change."""
     kind = type(result)
-    if kind in _PLAIN or isinstance(result, Enum):
+    if kind in _PLAIN or isinstance(result, Enum | Escaped):
         return result
     if kind is float:
         return "nan" if math.isnan(result) else result
     if kind in {tuple, list}:
         values = tuple(map(_value, result))
-        return result if kind is tuple and values == result else (kind, values)
+        same = kind is tuple and all(map(operator.is_, values, result))
+        return result if same else (kind, values)
     if kind in {set, frozenset}:
         return kind, frozenset(map(_value, result))
-    if isinstance(result, dict):
-        return kind, frozenset((_value(key), _value(value)) for key, value in result.items())
-    if isinstance(result, BaseException):
-        return kind
+    if kind is dict:
+        return kind, {_value(key): _value(value) for key, value in result.items()}
     equality: object = kind.__eq__
-    return kind if equality is object.__eq__ else result
+    if equality is object.__eq__:
+        return kind
+    try:
+        return copy.deepcopy(result)
+    except Exception:  # it is compared as it is in the end
+        return result
 
 
 class Calls:
