@@ -46,7 +46,7 @@ from pytest_freethread.execution.calls import MARK, Call, Calls, Escaped
 from pytest_freethread.linearizability import Operation, SequentialSpec, check_history
 from pytest_freethread.records import Interleaving, Result, Scenario, Verdict
 from pytest_freethread.report import text
-from pytest_freethread.scheduling import Plain
+from pytest_freethread.scheduling import Plain, make
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,7 +78,10 @@ _KIND: Final = "linearizability"
 
 _STANDSTILLS: Final = ("deadlock", "lost-wakeup")
 
-_SHRINKING: Final = (7.0, 4_000)
+_ANYWHERE: Final = 8
+"""Schedules that switch at any access, of a scenario that has no others left."""
+
+_SHRINKING: Final = (7.0, 2_000)
 """Seconds and schedules that the search for a smaller scenario may take, whichever is over first.
 
 The latter is the one that is over on an idle machine, so that the same seed ends with the same
@@ -915,7 +918,6 @@ class _Search:
             if finding is not None and finding.severity == "error":
                 assert finding.token is not None, "what an exploration finds can be replayed"
                 return finding.token, interrupt
-            self._doubt = self._doubt or harness.doubt(found)
             self._cut = self._cut or self._over()
             if not self._contract.word.nested or trial.steps < interrupt or self._cut:
                 self._exhausted += found.exhaustive
@@ -929,17 +931,23 @@ class _Search:
         """Explore a scenario until a schedule fails.
 
         The first half of the schedules are the portfolio's, which exhausts a small scenario. In one
-        that it does not exhaust, the bugs of data structures are found soonest by SURW.
+        that it does not exhaust, the bugs of data structures are found soonest by SURW. In one that
+        it does, what threads share may be out of its sight, in an object that is written in C and
+        calls back: so some schedules switch at any access, shared or not.
         """
         if self._contract.word.nested:
             # What is varied is where the one thread is interrupted, of all its steps.
             return self._searched(trial, Plain(), 1)
         half = max(1, self._plan.schedules // 2)
         found = self._searched(trial, "auto", half)
-        over = found.exhaustive or found.late or found.too_long or self._over()
-        if found.finding is not None or over or self._plan.schedules <= half:
+        if found.finding is not None or self._over():
             return found
-        return self._searched(trial, "surw", self._plan.schedules - half)
+        if found.exhaustive or found.late:
+            anywhere = make("pos", seed=self._plan.seed, preemptions=None)
+            more = self._searched(trial, anywhere, min(_ANYWHERE, half))
+        else:
+            more = self._searched(trial, "surw", half)
+        return found if more.finding is None else more
 
     def _searched(
         self,
@@ -964,6 +972,8 @@ class _Search:
             shrink=shrink,
         )
         self._schedules += found.schedules
+        if found.finding is None or found.finding.severity == "note":
+            self._doubt = self._doubt or harness.doubt(found)
         return found
 
     def _over(self) -> bool:
