@@ -69,10 +69,10 @@ if TYPE_CHECKING:
     Function = TypeVar("Function", bound="Callable[..., object]")
 
 _DECLARED: Final = "__freethread_operation__"
-BEFORE: Final = "before"
-AFTER: Final = "after"
-OBSTRUCTION_FREE: Final = "obstruction-free"
-_PROGRESS: Final = ("deadlock-free", OBSTRUCTION_FREE)
+_BEFORE: Final = "before"
+_AFTER: Final = "after"
+_OBSTRUCTION_FREE: Final = "obstruction-free"
+_PROGRESS: Final = ("deadlock-free", _OBSTRUCTION_FREE)
 _KIND: Final = "linearizability"
 """Of the finding that the results of calls have no explanation, whichever the claim."""
 
@@ -233,7 +233,7 @@ class _Scenario:
         """The indices of the calls, by who makes them: `before`, threads from 0 on, `after`."""
         clients = {}
         first = 0
-        named = [(BEFORE, self.before), *enumerate(self.threads), (AFTER, self.after)]
+        named = [(_BEFORE, self.before), *enumerate(self.threads), (_AFTER, self.after)]
         for client, calls in named:
             clients[client] = range(first, first + len(calls))
             first += len(calls)
@@ -351,11 +351,13 @@ class _Reference:
         """Learn what all calls of an order give, up to one that waits."""
         state = Calls(order, None)
 
-        def perform() -> None:
+        def setup() -> Calls:
             state.subject = self._make()
-            state.perform(0, range(len(order)))
+            return state
 
-        for thrown in self._on.run([], _stay, setup=perform).thrown:
+        # In a thread, not in `setup`: there, one that goes round for ever would not be stopped.
+        body = partial(_perform, client=0, indices=range(len(order)))
+        for thrown in self._on.run([body], _stay, setup=setup).thrown:
             raise thrown.exception
         for index, call in enumerate(order):
             result = self._known[order[: index + 1]] = state.results.get(index, _WAITS)
@@ -413,7 +415,9 @@ class _Trial:
         """What the threads do, on a new object each time."""
         contract = self._contract
         bodies = self._threads[:1] if contract.word.nested else self._threads
-        watched = contract.observed or contract.word.nested or contract.progress == OBSTRUCTION_FREE
+        watched = (
+            contract.observed or contract.word.nested or contract.progress == _OBSTRUCTION_FREE
+        )
         return exploring.Program(
             bodies=tuple(
                 partial(_perform, client=thread, indices=self._clients[thread]) for thread in bodies
@@ -430,11 +434,11 @@ class _Trial:
         self.steps = 0
         lock = threading.Lock() if self._contract.word.locked else None
         self._run = run = Calls(self._calls, self._contract.cls(), lock)
-        run.perform(BEFORE, self._clients[BEFORE])
+        run.perform(_BEFORE, self._clients[_BEFORE])
         return run
 
     def _finish(self, run: Calls) -> object:
-        run.perform(AFTER, self._clients[AFTER])
+        run.perform(_AFTER, self._clients[_AFTER])
         invariant = self._contract.invariant
         return None if invariant is None else invariant(run.subject)
 
@@ -442,7 +446,7 @@ class _Trial:
         self.steps += 1
         if self._contract.observed:
             self._note_state(ready, None, pending)
-        if self._contract.progress == OBSTRUCTION_FREE and self._obstructed is None:
+        if self._contract.progress == _OBSTRUCTION_FREE and self._obstructed is None:
             self._look_for_obstruction(ready, pending)
         if self._contract.word.nested and self.steps == self._interrupt:
             for thread in self._threads[1:]:
@@ -508,7 +512,7 @@ class _Trial:
         # What is likely to be asked for, at once: calls in the order in which they returned.
         likely = sorted(history, key=lambda each: each.returned or math.inf)
         self._reference.run(tuple(self._calls[indices[each.called]] for each in likely))
-        prefix = len(self._clients[BEFORE])
+        prefix = len(self._clients[_BEFORE])
         returned = {
             indices[each.called]
             for each in history
@@ -520,8 +524,8 @@ class _Trial:
         ) -> Iterator[tuple[object, tuple[int, ...]]]:
             index = indices[called.called]
             # Claims that do not look at the time say nothing of threads being started and joined.
-            started = called.client == BEFORE or len(state) >= prefix
-            joined = called.client != AFTER or returned <= {*state}
+            started = called.client == _BEFORE or len(state) >= prefix
+            joined = called.client != _AFTER or returned <= {*state}
             if word.sees == "all" and not (started and joined):
                 return
             order = (index,) if word.sees == "none" else (*state, index)
@@ -538,7 +542,7 @@ class _Trial:
 
     def _thread_of(self, called: Operation) -> object:
         """Before and after the threads, calls are made by one and the same."""
-        return called.client if called.client in self._threads else BEFORE
+        return called.client if called.client in self._threads else _BEFORE
 
     def _history(self) -> tuple[list[Operation], dict[float, int]]:
         """The calls as operations, and the index of the call that was called at a moment."""

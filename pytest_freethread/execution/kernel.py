@@ -74,6 +74,9 @@ _MOST_IDLE: Final = 3
 _SHORT: Final = 0.1
 """Seconds: a timeout up to this may be over while others could go on; longer than that they run."""
 
+_MOST_ALONE: Final = 2_000_000
+"""Accesses of the driving thread, while nobody else lives, after which it goes round for ever."""
+
 _COMPUTES: Final = 0.05
 """The share of its time from which on a thread computes; below it is blocked, and says nothing."""
 
@@ -150,6 +153,7 @@ class Kernel:
     spins: int
     timed: bool
     late: int
+    alone: int
     widened: bool
     # How it ended.
     outcome: Outcome
@@ -309,6 +313,10 @@ class Kernel:
         if self.solo or get_ident() != self.running:
             if self.watched:
                 self._meet(obj)
+            if self.solo:
+                self.alone += 1
+                if self.alone > _MOST_ALONE:
+                    self._stop(self.main, "livelock")
             return obj  # nobody else lives; or on its way into the control, or out of it
         return self.access(obj, key, op, site)
 
@@ -679,6 +687,7 @@ class Kernel:
         self.record = record
         self.fair = fair
         self.now = self.steps = self.turn_began = self.progress = self.spins = self.late = 0
+        self.alone = 0
         self.look = min(_LOOK, max_steps)
         self.choices = []
         self.staying = stays and hear is not None and not record

@@ -434,3 +434,27 @@ def test_what_is_declared_wrong_is_said(declare, said):
 def test_what_is_asked_wrong_is_said(how, said):
     with pytest.raises(SettingError, match=said):
         check(**{"cls": Stack, **how})
+
+
+# --- going round for ever -------------------------------------------------------------------------
+
+
+class Polled:
+    """Who finds nothing looks again and again."""
+
+    def __init__(self):
+        self.items = deque()
+
+    @operation(item=ITEMS)
+    def put(self, item):
+        self.items.append(item)
+
+    @operation()
+    def take(self):
+        while not self.items:
+            pass
+        return self.items.popleft()
+
+
+def test_an_operation_that_goes_round_for_ever_is_found():
+    assert finding(Polled, operations=1, prefix=0, suffix=0).kind == "livelock"
