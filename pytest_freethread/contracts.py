@@ -402,6 +402,7 @@ class _Trial:
         self._calls = scenario.calls
         self._clients = scenario.clients
         self._threads = range(len(scenario.threads))
+        self._bodies = self._threads[:1] if contract.word.nested else self._threads
         self._reference = reference
         self._interrupt = interrupt
         self._judged: dict[object, Judgement] = {}
@@ -414,13 +415,13 @@ class _Trial:
     def program(self) -> exploring.Program:
         """What the threads do, on a new object each time."""
         contract = self._contract
-        bodies = self._threads[:1] if contract.word.nested else self._threads
         watched = (
             contract.observed or contract.word.nested or contract.progress == _OBSTRUCTION_FREE
         )
         return exploring.Program(
             bodies=tuple(
-                partial(_perform, client=thread, indices=self._clients[thread]) for thread in bodies
+                partial(_perform, client=thread, indices=self._clients[thread])
+                for thread in self._bodies
             ),
             setup=self._setup,
             invariant=self._finish,
@@ -583,18 +584,21 @@ class _Trial:
         order: tuple[str, ...] = ()
         following: tuple[str, ...] = ()
         if finding.kind == _KIND:
-            nearest = self._check().longest[0]
             _, indices = self._history()
-            order = tuple(self._told(indices[each.called]) for each in nearest.order)
-            following = tuple(
-                self._wrong(indices[each.called], each.client, given)
-                for each, given in nearest.candidates
-            )
-        clients = self._clients.items()
-        rows = tuple((_who(client), tuple(map(self._told, own))) for client, own in clients if own)
+            for nearest in self._check().longest[:1]:
+                order = tuple(self._told(indices[each.called]) for each in nearest.order)
+                following = tuple(
+                    self._wrong(indices[each.called], each.client, given)
+                    for each, given in nearest.candidates
+                )
+        rows = tuple(
+            (self._who(client), tuple(map(self._told, own)))
+            for client, own in self._clients.items()
+            if own
+        )
         names = tuple(
             ", ".join(str(self._calls[index]) for index in self._clients[thread])
-            for thread in self._threads
+            for thread in self._bodies
         )
         told = replace(
             evidence,
@@ -618,8 +622,13 @@ class _Trial:
         silent = result is None and call.name not in self._reference.telling
         return str(call) if silent else f"{call} → {result!r}"
 
+    def _who(self, client: object) -> str:
+        if client not in self._threads:
+            return str(client)
+        return f"thread {client}" if client in self._bodies else "interrupt"
+
     def _wrong(self, index: int, client: object, given: Sequence[object]) -> str:
-        call = f"{_who(client)}'s {self._calls[index]}"
+        call = f"{self._who(client)}'s {self._calls[index]}"
         result = self._run.results.get(index, _WAITS)
         if result in given:
             return f"{call} fits, but leads no further"
@@ -628,26 +637,25 @@ class _Trial:
 
     def _moves(self, moves: Sequence[Move]) -> Iterator[Move]:
         """The steps, with calls and returns as such, and with what `state()` gave after each."""
-        events = {
-            thread: [each for each in self._run.events if max(each, ~each) in self._clients[thread]]
-            for thread in self._threads
-        }
+        events: dict[int, list[int]] = {thread: [] for thread in self._bodies}
+        makes = {index: client for client, own in self._clients.items() for index in own}
+        for event in self._run.events:
+            client = makes[max(event, ~event)]
+            if isinstance(client, int):
+                events[client if client in events else 0].append(event)
         states = [*self._states, self._contract.state_of(self._run.subject)]
         shown = None
         for number, move in enumerate(moves, 1):
             changed: dict[str, Any] = {}
             if move.place is not None and move.place.function == MARK and events.get(move.thread):
                 event = events[move.thread].pop(0)
-                line = f"{self._calls[event]} begins" if event >= 0 else self._told(~event)
+                verb = "begins" if makes.get(event) in self._bodies else "interrupts"
+                line = f"{self._calls[event]} {verb}" if event >= 0 else self._told(~event)
                 line += " returns" if event < 0 and line == str(self._calls[~event]) else ""
                 changed = {"line": line, "place": None, "operation": "call"}
             if self._contract.observed and number < len(states) and states[number] != shown:
                 shown = changed["state"] = states[number]
             yield replace(move, **changed)
-
-
-def _who(client: object) -> str:
-    return f"thread {client}" if isinstance(client, int) else str(client)
 
 
 def _must(result: object) -> str:
