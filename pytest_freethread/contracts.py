@@ -926,7 +926,7 @@ class _Search:
         for interrupt in itertools.count(1):
             trial = self._trial(scenario, interrupt)
             found = self._search(trial)
-            finding = found.finding
+            finding = found.failure
             if finding is not None and finding.severity == "error":
                 assert finding.token is not None, "what an exploration finds can be replayed"
                 return finding.token, interrupt
@@ -952,14 +952,14 @@ class _Search:
             return self._searched(trial, Plain(), 1)
         half = max(1, self._plan.schedules // 2)
         found = self._searched(trial, "auto", half)
-        if found.finding is not None or self._over():
+        if found.failure is not None or self._over():
             return found
         if found.exhaustive or found.late:
             anywhere = make("pos", seed=self._plan.seed, preemptions=None)
             more = self._searched(trial, anywhere, min(_ANYWHERE, half))
         else:
             more = self._searched(trial, "surw", half)
-        return found if more.finding is None else more
+        return found if more.failure is None else more
 
     def _searched(
         self,
@@ -978,13 +978,15 @@ class _Search:
             seconds=max(0.1, self._until - interpreter.monotonic()),
             preemptions=None,
             seed=plan.seed,
+            races="off",  # what a race does to the results is what a contract is about
+            benign=(),
             deadline=plan.deadline,
             first=first,
             on=self._on,
             shrink=shrink,
         )
         self._schedules += found.schedules
-        if found.finding is None or found.finding.severity == "note":
+        if found.failure is None or found.failure.severity == "note":
             self._doubt = self._doubt or harness.doubt(found)
         return found
 
@@ -997,7 +999,7 @@ class _Search:
             return None
         scenario, token, interrupt = self._smallest
         trial = self._trial(scenario, interrupt)
-        finding = self._searched(trial, "auto", 1, first=[token], shrink=True).finding
+        finding = self._searched(trial, "auto", 1, first=[token], shrink=True).failure
         return None if finding is None else trial.told(finding)
 
     def _result(self, finding: Finding | None, scenarios: int) -> Result:
