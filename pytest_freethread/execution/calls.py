@@ -12,7 +12,7 @@ import copy
 import functools
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,12 +39,18 @@ class Call:
         function: what that is in the class of the contract; a model's class has another one.
         arguments: by the names of the parameters, in the order of the signature.
         blocking: whether it may wait for ever.
+        text: as a reader of the code would write it.
     """
 
     name: str
     function: Callable[..., object]
     arguments: tuple[tuple[str, Any], ...]
     blocking: bool
+    text: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        values = ", ".join(repr(value) for _, value in self.arguments)
+        object.__setattr__(self, "text", f"{self.name}({values})")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Call):
@@ -56,11 +62,6 @@ class Call:
 
     def __str__(self) -> str:
         return self.text
-
-    @functools.cached_property
-    def text(self) -> str:
-        """As a reader of the code would write it."""
-        return f"{self.name}({', '.join(repr(value) for _, value in self.arguments)})"
 
     def on(self, subject: object) -> object:
         """Call it, with arguments that nobody else has."""
@@ -177,11 +178,11 @@ class Calls:
             self.current[client] = index
             try:
                 with self.lock or contextlib.nullcontext():
-                    result = call.on(self.subject)
+                    result = seen(call.on(self.subject))
             except Exception as error:
                 result = Escaped(type(error), str(error))
-            self.results[index] = seen(result)
-            del self.current[client], result
+            self.results[index] = result
+            del self.current[client]
             probes.announce(self, client, ITEM_WRITE, ends)
             self.events.append(~index)
 
