@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_freethread.contracts import check_contract, operation
+    from pytest_freethread.drawing import Schedule, schedules
     from pytest_freethread.errors import SettingError, ThreadSafetyError
     from pytest_freethread.harness import (
         assert_parallel,
@@ -30,6 +31,7 @@ __all__ = [
     "Plan",
     "Result",
     "Scaling",
+    "Schedule",
     "SequentialSpec",
     "SettingError",
     "ThreadSafetyError",
@@ -41,6 +43,7 @@ __all__ = [
     "measure_parallelism",
     "operation",
     "replay",
+    "schedules",
     "stress",
 ]
 
@@ -51,6 +54,7 @@ _HOMES = {
     "Plan": "records",
     "Result": "records",
     "Scaling": "records",
+    "Schedule": "drawing",
     "SequentialSpec": "linearizability",
     "SettingError": "errors",
     "ThreadSafetyError": "errors",
@@ -62,6 +66,7 @@ _HOMES = {
     "measure_parallelism": "harness",
     "operation": "contracts",
     "replay": "harness",
+    "schedules": "drawing",
     "stress": "harness",
 }
 

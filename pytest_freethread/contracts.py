@@ -968,7 +968,7 @@ class _Search:
         schedules: int,
         *,
         first: Sequence[str] = (),
-        shrink: bool = False,
+        thorough: bool = False,
     ) -> exploring.Search:
         plan = self._plan
         found = exploring.search(
@@ -983,7 +983,7 @@ class _Search:
             deadline=plan.deadline,
             first=first,
             on=self._on,
-            shrink=shrink,
+            thorough=thorough,
         )
         self._schedules += found.schedules
         if found.failure is None or found.failure.severity == "note":
@@ -999,7 +999,7 @@ class _Search:
             return None
         scenario, token, interrupt = self._smallest
         trial = self._trial(scenario, interrupt)
-        finding = self._searched(trial, "auto", 1, first=[token], shrink=True).failure
+        finding = self._searched(trial, "auto", 1, first=[token], thorough=True).failure
         return None if finding is None else trial.told(finding)
 
     def _result(self, finding: Finding | None, scenarios: int) -> Result:

@@ -11,15 +11,16 @@ import itertools
 import linecache
 import sys
 from collections import Counter
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_freethread import interpreter
 from pytest_freethread.detectors import interleavings, suppression
-from pytest_freethread.detectors.interleavings import Schedule
+from pytest_freethread.detectors.interleavings import Schedule, Symptom
 from pytest_freethread.execution import scope, stacks
 from pytest_freethread.execution.controlled import Controlled
+from pytest_freethread.instrument import swap
 from pytest_freethread.records import Failure, Interleaving
 from pytest_freethread.scheduling import DFS, Diverged, Replay, Stays, decode, encode, make
 from pytest_freethread.suspecting import CONFIRMATIONS, Suspicions
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
+    from types import CodeType, ModuleType
+    from typing import Self
 
-    from pytest_freethread.detectors.interleavings import Symptom
     from pytest_freethread.execution.kernel import Chooser, Hear
     from pytest_freethread.records import ControlledExecution, Finding, Phase
-    from pytest_freethread.scheduling import Pending, Scheduler
+    from pytest_freethread.scheduling import Pending, Scheduler, Turns
     from pytest_freethread.suspecting import Attempt, Choices, Run
 
     Cleanup = Callable[[frozenset[int]], Iterable[tuple[Phase, int | None, BaseException]]]
@@ -52,6 +54,11 @@ _STEPS = 20_000
 
 _MOST_STEPS = 400_000
 """Steps that bodies which are run one after the other may take, to be explored at all."""
+
+_DEADLINE = 30.0
+"""Seconds of real time after which a thread that does not come back is given up, where unsaid."""
+
+_PASSED = "How the threads took turns"
 
 _EARLY_TIMEOUTS = 3
 """How many short timeouts fire before their time, at most, in a schedule that chance decides."""
@@ -152,7 +159,7 @@ def search(
     first: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
     on: Controlled | None = None,
-    shrink: bool = True,
+    thorough: bool = True,
 ) -> Search:
     """Run schedules until one fails, none is left, or the budget is spent.
 
@@ -170,7 +177,8 @@ def search(
         progress: called now and then with the number of schedules.
         on: where to run it, for who searches many programs; by itself the program's modules get
             their probes now, and lose them in the end.
-        shrink: whether a failing schedule is shrunk and confirmed; otherwise it is as it was found.
+        thorough: whether what fails is shrunk, and run so often that there is no doubt; otherwise
+            it is run just once more.
 
     Raises:
         SettingError: there is no such strategy, or a module to include is not to be had.
@@ -179,6 +187,7 @@ def search(
     # A scheduler of the user's own cannot be told to start over when more comes to be shared.
     learn = isinstance(strategy, str)
     with _explorer(program, learn=learn, deadline=deadline, on=on) as explorer:
+        explorer.thorough = thorough
         began = interpreter.monotonic()
         count = learning = diverged = steps = 0
         exhausted = timed = too_long = False
@@ -238,10 +247,7 @@ def search(
                 explorer.passed = _runs(execution)
             if symptom is not None:
                 found = learning + count, by, interpreter.monotonic() - began
-                if shrink:
-                    finding = explorer.report(symptom, execution, found)
-                else:
-                    finding = explorer.finding(symptom, execution, found, (1, 1))
+                finding = explorer.report(symptom, execution, found)
             elif execution.widened and learn:
                 # More is shared than was known: the search starts over, with more to choose.
                 scheduler = make(strategy, seed=seed, preemptions=preemptions)
@@ -278,8 +284,87 @@ def search(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Performance:
+    """One execution on its own.
+
+    Attributes:
+        raised: what escaped from a body; None where nothing did.
+        standstill: whether the threads came to no end.
+        finding: what went wrong or, where nothing did, how the threads took turns; None if neither
+            that was to be recorded nor they came to a standstill.
+        switches: from which places in the code threads were switched to which others, as the number
+            of distinct pairs.
+    """
+
+    raised: BaseException | None
+    standstill: bool
+    finding: Finding | None
+    switches: int
+
+
+def perform(
+    program: Program, scheduler: Turns | Replay, *, record: bool, stage: Stage
+) -> Performance:
+    """Run one execution, whatever comes of it.
+
+    Args:
+        program: what to run.
+        scheduler: who goes on; it has one execution.
+        record: whether to keep the steps.
+        stage: where to.
+    """
+    replayed = isinstance(scheduler, Replay)
+    on = stage.set_for(program, deadline=_DEADLINE)
+    with _explorer(program, learn=False, deadline=_DEADLINE, on=on) as explorer:
+        execution = explorer.run(
+            scheduler.choose,
+            early_timeouts=sys.maxsize if replayed else 0,
+            record=record,
+            fair=not replayed,
+        )
+        symptom = explorer.symptom(execution)
+        failure = None if symptom is None else symptom.failure
+        standstill = symptom is not None and failure is None
+        finding = None
+        if record or standstill:
+            seen = symptom or Symptom(kind="invariant", message=_PASSED, failure=None)
+            finding = _of_a_drawn_schedule(
+                explorer.finding(seen, execution, (1, "drawn", 0.0), (1, 1)), standstill=standstill
+            )
+    rejected = next(iter(explorer.signals), None)
+    return Performance(
+        raised=rejected if failure is None else failure.exception,
+        standstill=standstill,
+        finding=finding,
+        switches=len(set(_switches(execution))),
+    )
+
+
+def _of_a_drawn_schedule(finding: Finding, *, standstill: bool) -> Finding:
+    """Without what its test says itself: what failed, if anything did, and how surely."""
+    assert isinstance(finding.evidence, Interleaving)
+    call = f'@example(schedule=Schedule.from_token("{finding.token}"), ...)'
+    return replace(
+        finding,
+        severity="error" if standstill else "note",
+        reproduced=None,
+        evidence=replace(finding.evidence, failure=None, broken=None, call=call),
+    )
+
+
+def _switches(execution: ControlledExecution) -> Iterator[tuple[int, int]]:
+    """The site that one thread stopped at, and the one that the next went on from, in turn."""
+    stopped: dict[int, int] = {}
+    last: int | None = None
+    for thread, _, site in execution.schedule:
+        if last is not None:
+            yield last, stopped.get(thread, -1)
+        stopped[thread] = last = site
+
+
 def follow(
-    program: Program, token: str, *, races: str, deadline: float
+    program: Program, token: str, *, races: str, deadline: float, stage: Stage | None = None
 ) -> tuple[tuple[Finding, ...], str | None]:
     """Run the schedule of a token.
 
@@ -288,13 +373,15 @@ def follow(
         token: of the schedule.
         races: whether a race is an `error`, a `note`, or not looked for (`off`).
         deadline: seconds after which a thread that does not come back is given up.
+        stage: where to run it; None: on one of its own.
 
     Returns:
         What it shows, and how it diverged from what the token says, if it did.
     """
     choices = decode(token)
     suspected: list[Finding] = []
-    with _explorer(program, learn=False, deadline=deadline) as explorer:
+    on = None if stage is None else stage.set_for(program, deadline=deadline)
+    with _explorer(program, learn=False, deadline=deadline, on=on) as explorer:
         try:
             # What is shared by way of a computed name is known only once it was stored.
             with suppress(Diverged):
@@ -327,6 +414,7 @@ class _Explorer:
     learn: bool
     left_out: tuple[tuple[str, str], ...]
     alone: int | None = None
+    thorough: bool = True
     outside: bool = False
     passed: Runs | None = None
     signals: list[BaseException] = field(default_factory=list)
@@ -467,6 +555,9 @@ class _Explorer:
             # A schedule that passed fails now: it is not the order of the steps that decides.
             said = f"{symptom.message}. {_OUTLIVES}"
             return self.finding(replace(symptom, message=said), execution, found, (0, 1))
+        if not self.thorough:
+            again = self.again(execution.threads, symptom, record=False)
+            return self.finding(symptom, again or execution, found, (int(again is not None), 1))
         choices = self.shrunk(execution, self._same(symptom))
         self.controlled.choose_everywhere(True)
         # What the last try of the shrinking left in caches is not what the schedule finds there.
@@ -573,14 +664,74 @@ class _Explorer:
         return best
 
 
+class Stage:
+    """What executions need in place, set up for the first of them and left there for the next.
+
+    To put the probes in and take them out again takes tens of milliseconds, an execution often less
+    than one: whoever explores many small programs in a row does so on one stage. In between,
+    everybody else goes on undisturbed, but for the garbage collector, which is off.
+    """
+
+    def __init__(self) -> None:
+        self._exits = ExitStack()
+        self._controlled: Controlled | None = None
+        self._about: object = None
+        self._modules: dict[ModuleType, None] = {}
+        self._bare: set[CodeType] = set()  # code that cannot have probes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Put everything back as it was."""
+        self._controlled = None
+        self._modules = {}
+        self._bare = set()
+        self._exits.close()
+
+    def set_for(self, program: Program, *, deadline: float) -> Controlled:
+        """Have everything in place for a program.
+
+        Args:
+            program: what will be run.
+            deadline: of a stage that is not set yet; see `Controlled`.
+        """
+        controlled = self._controlled
+        about = interpreter.get_ident(), len(sys.modules), program.root, program.include
+        if (
+            controlled is None
+            or self._about != about
+            # Made by code that began before the stage was set.
+            or not _without_probes(program) <= self._bare
+        ):
+            known = _modules(_functions(program), program.include, program.root)
+            modules = {**dict.fromkeys(known), **self._modules}
+            self.clear()
+            controlled = self._exits.enter_context(_over(modules, deadline))
+            self._controlled = controlled
+            self._about = about
+            self._modules = modules
+            self._bare = _without_probes(program)
+        return controlled
+
+
 @contextmanager
 def _explorer(
-    program: Program, *, learn: bool, deadline: float, on: Controlled | None = None
+    program: Program, *, learn: bool, deadline: float, on: Controlled | None
 ) -> Iterator[_Explorer]:
-    functions = [each for each in (*program.bodies, program.setup, program.invariant) if each]
     if on is None:
         place: AbstractContextManager[Controlled] = controlled(
-            functions, include=program.include, root=program.root, deadline=deadline
+            _functions(program), include=program.include, root=program.root, deadline=deadline
+        )
+    else:
+        place = nullcontext(on)
+    with place as entered:
+        entered.choose_everywhere(not learn)
+        yield _Explorer(
+            program=program, controlled=entered, learn=learn, left_out=entered.coverage.left_out
         )
     else:
         place = nullcontext(on)
@@ -679,12 +830,30 @@ def controlled(
     Raises:
         SettingError: a module to include is not to be had.
     """
+    return _over(_modules(functions, include, root), deadline)
+
+
+def _functions(program: Program) -> list[object]:
+    return [each for each in (*program.bodies, program.setup, program.invariant) if each]
+
+
+def _modules(
+    functions: Iterable[object], include: Sequence[str], root: Path | None
+) -> Iterable[ModuleType]:
+    """The functions' modules, those below the project's root, and what is to be included."""
     chosen = scope.own(functions, root)
     chosen |= scope.loaded(scope.STATEFUL_LIBRARY)
     chosen |= scope.included(include)
+    return chosen.values()
+
+
+def _over(modules: Iterable[ModuleType], deadline: float) -> Controlled:
     return Controlled(
-        chosen.values(),
-        core=interpreter.own_core(),
-        patience=min(1.0, deadline),
-        deadline=deadline,
+        modules, core=interpreter.own_core(), patience=min(1.0, deadline), deadline=deadline
     )
+
+
+def _without_probes(program: Program) -> set[CodeType]:
+    """The code of those bodies that have no probes in."""
+    codes = (getattr(scope.unwrapped(body), "__code__", None) for body in program.bodies)
+    return {code for code in codes if code is not None and not swap.has_probes(code)}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         Phase,
         Plan,
     )
-    from pytest_freethread.scheduling import Scheduler
+    from pytest_freethread.scheduling import Replay, Scheduler, Turns
 
 
 def stress(
@@ -412,6 +412,8 @@ def search(
     *,
     first: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
+    stage: exploring.Stage | None = None,
+    thorough: bool = True,
 ) -> tuple[exploring.Search, Result]:
     """Explore a program and say what that came to.
 
@@ -420,6 +422,8 @@ def search(
         program: what. It has as many bodies as the plan has threads.
         first: tokens of schedules to try before all others.
         progress: called now and then with the number of schedules.
+        stage: where to explore; None: on one of its own.
+        thorough: whether what fails is shrunk, and confirmed ten times.
 
     Raises:
         SettingError: a module to include is not to be had.
@@ -440,6 +444,8 @@ def search(
         deadline=plan.deadline,
         first=[token for token in first if is_token(token)],
         progress=progress,
+        on=None if stage is None else stage.set_for(program, deadline=plan.deadline),
+        thorough=thorough,
     )
     elapsed = interpreter.monotonic() - began
     findings = tuple(each for each in (found.failure, *found.suspected) if each is not None)
@@ -476,6 +482,37 @@ def search(
     )
 
 
+def perform(
+    program: exploring.Program,
+    scheduler: Turns | Replay,
+    *,
+    record: bool,
+    stage: exploring.Stage,
+) -> tuple[exploring.Performance, Result | None]:
+    """Run one execution, and say what it shows; see `exploring.perform`.
+
+    Returns:
+        What came of it, and its report: None if it is neither recorded nor a standstill.
+    """
+    from pytest_freethread import exploring  # noqa: PLC0415 - see above
+
+    began = interpreter.monotonic()
+    performance = exploring.perform(program, scheduler, record=record, stage=stage)
+    finding = performance.finding
+    if finding is None:
+        return performance, None
+    verdict = Verdict.FAILED if performance.standstill else Verdict.PASSED
+    return performance, Result(
+        verdict=verdict,
+        findings=(finding,),
+        executions=1,
+        exhaustive=False,
+        seconds=interpreter.monotonic() - began,
+        scope="one drawn schedule",
+        text="\n".join(text.block(finding)),
+    )
+
+
 def doubt(found: exploring.Search) -> str | None:
     """Why a search that shows no error does not say that there is none; None if nothing does."""
     if found.failure is not None and found.failure.kind != "partial-control":
@@ -489,8 +526,10 @@ def doubt(found: exploring.Search) -> str | None:
     return None if found.steps else "no step was seen: nothing that ran has probes"
 
 
-def follow(token: str, program: exploring.Program, *, races: str) -> Result:
-    """Run the one schedule of a token, and say what it shows; see `replay`.
+def follow(
+    token: str, program: exploring.Program, *, races: str, stage: exploring.Stage | None = None
+) -> Result:
+    """Run the one schedule of a token, and say what it shows; see `replay` and `search`.
 
     Raises:
         SettingError: the token is none, or a module to include is not to be had.
@@ -499,7 +538,7 @@ def follow(token: str, program: exploring.Program, *, races: str) -> Result:
     from pytest_freethread import exploring  # noqa: PLC0415 - see above
 
     began = interpreter.monotonic()
-    findings, drift = exploring.follow(program, token, races=races, deadline=30.0)
+    findings, drift = exploring.follow(program, token, races=races, deadline=30.0, stage=stage)
     scope = f"replay of {token}"
     if drift is not None:
         verdict, scope = Verdict.INCONCLUSIVE, f"{scope} diverged at {drift}"

@@ -175,6 +175,24 @@ def efficiency(value: object, where: str) -> float | None:
     return share
 
 
+def turns(value: object, where: str) -> tuple[tuple[int, int], ...]:
+    """Turns of a schedule: (steps, who) each."""
+    turns = []
+    for turn in value if isinstance(value, list | tuple) else [None]:
+        numbers = turn if isinstance(turn, list | tuple) else ()
+        if len(numbers) != 2 or not all(type(each) is int and each >= 0 for each in numbers):
+            raise SettingError(f"{where}: not a list of turns (pairs of integers from 0 on)")
+        turns.append((numbers[0], numbers[1]))
+    return tuple(turns)
+
+
+def index(value: object, where: str) -> int:
+    """An index, counted from 0."""
+    if type(value) is int and value >= 0:
+        return value
+    raise SettingError(f"{where}: {value!r} is not an index (an integer from 0 on)")
+
+
 _OF_BOTH: Mapping[str, Callable[[object, str], Any]] = {
     "threads": threads,
     "seconds": seconds,

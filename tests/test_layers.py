@@ -47,20 +47,26 @@ MAY_IMPORT = {
         "errors", "interpreter", "records", "settings", "execution", "scheduling", "detectors",
         "report", "exploring", "harness", "linearizability",
     },
+    # what Hypothesis draws, run and told
+    "drawing": {
+        "errors", "interpreter", "records", "settings", "execution", "scheduling", "exploring",
+        "harness",
+    },
     "plugin": {
         "errors", "interpreter", "records", "settings", "instrument", "execution", "detectors",
-        "report", "harness", "exploring", "plugin",
+        "report", "harness", "exploring", "scheduling", "drawing", "plugin",
     },
     # subjects under test: nothing of the harness, not even each other
     "reference": set(),
     # the façade names everything, lazily
-    "": {"errors", "records", "linearizability", "harness", "contracts"},
+    "": {"errors", "records", "linearizability", "harness", "contracts", "drawing"},
 }  # fmt: skip
 
 ONLY_IN = {
-    "pytest": {"plugin"}, "_pytest": {"plugin"}, "hypothesis": {"contracts"},
+    "pytest": {"plugin"}, "_pytest": {"plugin"},
     "scipy": {"detectors"}, "matplotlib": {"report"},
 }  # fmt: skip
+HYPOTHESIS_ONLY_IN = {"scheduling/drawn.py", "contracts.py"}
 
 
 def modules():
@@ -90,6 +96,8 @@ def test_a_module_imports_only_what_its_layer_may(path):
     for name in imports(path):
         top, _, rest = name.partition(".")
         assert layer in ONLY_IN.get(top, {layer}), f"{path}: imports {name}"
+        if top == "hypothesis":
+            assert path.relative_to(PACKAGE).as_posix() in HYPOTHESIS_ONLY_IN, path
         if top == NAME and rest:
             imported = rest.partition(".")[0]
             assert imported in MAY_IMPORT[layer], f"{path}: {layer} imports {imported}"

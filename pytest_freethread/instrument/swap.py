@@ -130,6 +130,11 @@ class instrumented:  # noqa: N801 - a context manager, used like a verb
                 probes.stored_names.update(installed.compiled.stored)
 
 
+def has_probes(code: CodeType) -> bool:
+    """Whether it is the code of a function with probes in."""
+    return any(id(code) in each.compiled.original for each in list(_installed.values()))
+
+
 # --- compiling ------------------------------------------------------------------------------------
 
 

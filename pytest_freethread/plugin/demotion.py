@@ -67,11 +67,11 @@ _WARNINGS = (("pytest", "deprecated_call"), ("pytest", "warns"), ("warnings", "c
 _WARNING_METHODS = frozenset({"assertWarns", "assertWarnsRegex"})
 _LOG_METHODS = frozenset({"assertLogs", "assertNoLogs"})
 
-_VERBS = "pytest_freethread.harness"
-"""The module of the functions that run threads themselves: to rerun them in threads is no use."""
+_PACKAGE = "pytest_freethread"
+_VERBS = frozenset({f"{_PACKAGE}.harness", f"{_PACKAGE}.drawing"})
+"""The modules of the functions that run threads themselves: to rerun them in threads is no use."""
 
-_PACKAGE = _VERBS.partition(".")[0]
-_VERB_NAMES = frozenset({"stress", "explore", "replay"})
+_VERB_NAMES = frozenset({"stress", "explore", "replay", "schedules", "Schedule"})
 
 _AROUND_EACH_TEST = (
     "setup_function",
@@ -97,6 +97,8 @@ def left_alone(item: pytest.Item) -> str | None:
         return f"{type(item).__name__} (run by another plugin)"
     if "freethread" in item.fixturenames:
         return "drives its own threads (fixture freethread)"
+    if any(_of_drawn(item, "draws_schedules")):
+        return "drives its own threads (schedules)"
     function = inspect.unwrap(inner)
     if hasattr(function, "__code__"):
         scopes = [*map(vars, inspect.getmro(item.cls or object)), function.__globals__]
@@ -113,6 +115,8 @@ def reason(item: pytest.Function, shared: frozenset[str]) -> str | None:
             return f"uses {name}" + (f" (by fixture {via})" if via else "")
     if getattr(item.obj, "patchings", None):
         return "uses unittest.mock.patch"
+    if any(_of_drawn(item, "draws_later")):
+        return "draws while it runs (st.data)"
     functions = [(item.function, "")]
     functions += [(each.func, f" (by fixture {via or name})") for name, via, each in fixtures]
     holder = item.cls or item.module
@@ -132,9 +136,30 @@ def reason(item: pytest.Function, shared: frozenset[str]) -> str | None:
 def unexplorable(item: pytest.Function) -> str | None:
     """Why a test that can run in parallel cannot be explored; None if it can.
 
-    Hypothesis goes another way each time: it remembers what it has tried.
+    A state machine of Hypothesis goes another way each time: it remembers what it has tried.
     """
-    return "uses Hypothesis" if hasattr(item.obj, "hypothesis") else None
+    machine = getattr(item.obj, "is_hypothesis_test", False) and not is_given(item)
+    return "is a state machine of Hypothesis" if machine else None
+
+
+def is_given(item: pytest.Function) -> bool:
+    """Whether a test has its arguments from Hypothesis."""
+    return hasattr(item.obj, "hypothesis")
+
+
+def _of_drawn(item: pytest.Function, question: str) -> Iterator[bool]:
+    """What `drawn` says of each strategy that a test draws from."""
+    strategies: list[Any] = []
+    if is_given(item):
+        strategies += item.obj.hypothesis._given_kwargs.values()  # noqa: SLF001 - no other way
+    machine = getattr(item.obj, "_hypothesis_state_machine_class", None)
+    if machine is not None:
+        for rule in machine.setup_state().rules:
+            strategies += rule.arguments.values()
+    if strategies:
+        from pytest_freethread.scheduling import drawn
+
+        yield from map(getattr(drawn, question), strategies)
 
 
 @functools.lru_cache(maxsize=256)
@@ -206,7 +231,7 @@ def _verbs_called(
     """The functions of ours that a test refers to, itself or by helpers in its own file."""
     used = set(_names(code))
     known = {name: scope[name] for scope in scopes for name in sorted(used) if name in scope}
-    yield from (name for name, each in known.items() if getattr(each, "__module__", "") == _VERBS)
+    yield from (name for name, each in known.items() if getattr(each, "__module__", "") in _VERBS)
     if _PACKAGE in used or any(
         getattr(each, "__name__", "") == _PACKAGE for each in known.values()
     ):

@@ -80,7 +80,9 @@ class ExploredTest(RerunTest):
                 self._doubt = harness.doubt(self._search)
         except SettingError as error:
             pytest.fail(f"{self.item.nodeid}: marker freethread({error})", pytrace=False)
-        findings = tuple(self._with_the_way_back(finding) for finding in result.findings)
+        findings = tuple(
+            with_the_way_back(self.item, self.plan, finding) for finding in result.findings
+        )
         self.judge(replace(result, findings=findings))
         if result.verdict is Verdict.INCONCLUSIVE and self._token is not None:
             pytest.fail(result.scope, pytrace=False)
@@ -203,14 +205,17 @@ class ExploredTest(RerunTest):
 
         return report
 
-    # ----- the way back -----
 
-    def _with_the_way_back(self, finding: Finding) -> Finding:
-        evidence = finding.evidence
-        if not isinstance(evidence, (Interleaving, Race)) or finding.token is None:
-            return finding
-        command = _command(self.item, finding.token, self.plan)
-        return replace(finding, evidence=replace(evidence, command=command))
+# ----- the way back -----
+
+
+def with_the_way_back(item: pytest.Function, plan: ExplorationPlan, finding: Finding) -> Finding:
+    """A finding of a test with the command that replays it."""
+    evidence = finding.evidence
+    if not isinstance(evidence, (Interleaving, Race)) or finding.token is None:
+        return finding
+    command = _command(item, finding.token, plan)
+    return replace(finding, evidence=replace(evidence, command=command))
 
 
 def _shortened(suppressed: Mapping[str, int]) -> dict[str, int]:

@@ -118,6 +118,11 @@ class Session:
             self._stress(item, plan, shared)
 
     def _stress(self, item: pytest.Function, plan: Plan, shared: frozenset[str]) -> None:
+        if demotion.is_given(item):
+            from pytest_freethread.plugin.given import GivenStress
+
+            item.stash[_test_key] = GivenStress(item, plan)
+            return
         from pytest_freethread.plugin.items import ParallelTest
 
         test = item.stash[_test_key] = ParallelTest(item, plan, shared)
@@ -126,14 +131,22 @@ class Session:
     def _explore(
         self, item: pytest.Function, plan: ExplorationPlan, shared: frozenset[str]
     ) -> None:
+        token, kept = options.replayed(self._config), self._kept.of(item.nodeid)
+        if demotion.is_given(item):
+            from pytest_freethread.plugin.given import GivenExplored
+
+            item.stash[_test_key] = GivenExplored(
+                item, plan, token=token, kept=kept, strict=self._strict
+            )
+            return
         from pytest_freethread.plugin.explored import ExploredTest
 
         test = item.stash[_test_key] = ExploredTest(
             item,
             plan,
             shared,
-            token=options.replayed(self._config),
-            kept=self._kept.of(item.nodeid),
+            token=token,
+            kept=kept,
             strict=self._strict,
         )
         if self._progress.watched:
@@ -164,8 +177,10 @@ class Session:
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
         """Take the progress line away, and notice of threads that are stuck or left behind."""
         test = item.stash.get(_test_key, None)
+        drawing: Any = sys.modules.get("pytest_freethread.drawing")  # of those who use it
         try:
-            return (yield)
+            with contextlib.nullcontext() if drawing is None else drawing.keeping_the_stage():
+                return (yield)
         finally:
             self._progress.clear()
             if test is not None and test.left_threads and not self._stuck:

@@ -51,10 +51,10 @@ def amount(note: dict[str, Any]) -> str:
             return f"replayed: {_REPLAYED[note['verdict']]}"
         doubt = "inconclusive, " if note["doubt"] else ""
         every = ", all" if note["exhaustive"] else ""
-        return f"{doubt}explored {_plural(note['schedules'], 'schedule')}{every}"
+        return f"{doubt}explored {_plural(note['schedules'], 'schedule')}{every}{_of(note)}"
     done, planned = note["rounds"], note["planned"]
     rounds = f"{done:,}" + (f" of {planned:,}" if done < planned else "")
-    return f"{_plural(note['threads'], 'thread')} x {rounds}"
+    return f"{_plural(note['threads'], 'thread')} x {rounds}{_of(note)}"
 
 
 def tried(note: dict[str, Any]) -> bool:
@@ -129,9 +129,10 @@ class Summary:
             terminal.line(f"{len(nodeids):>4}  {why:<{width}}  {', '.join(shown)}{more}")
 
     def _write_remarks(self, terminal: pytest.TerminalReporter) -> None:
-        for nodeid, note in self._by("parallel").items():
-            if note["cut"]:
+        for nodeid, note in self._notes.items():
+            if note.get("cut"):
                 terminal.line(f"   cut short after {amount(note)}: {note['cut']}  {nodeid}")
+        for nodeid, note in self._by("parallel").items():
             if note["skipped"] and note["skipped"] < note["executions"]:
                 skipped = f"{note['skipped']} of {note['executions']} executions"
                 terminal.line(f"   skipped in {skipped}: {note['skip']}  {nodeid}")
@@ -271,6 +272,11 @@ class Progress:
         if self._stream is not None:
             os.close(self._stream)
             self._stream = None
+
+
+def _of(note: dict[str, Any]) -> str:
+    """How many examples of Hypothesis it was."""
+    return f" in {_plural(note['examples'], 'example')}" if "examples" in note else ""
 
 
 def _said(note: dict[str, Any], kind: str, message: str) -> str:

@@ -80,7 +80,7 @@ def _facts(finding: Finding, shown: Interleaving) -> str:
     """Where it was found, how little it takes, and how sure it is."""
     number, by, seconds = shown.found
     preemptions = folding.count(shown.preemptions, "preemption")
-    if by == "replay":
+    if by in {"replay", "drawn"}:
         return f"{by} · {preemptions}"
     facts = [by.lower().removesuffix("walk"), f"{preemptions}, the fewest found"]
     if seconds:

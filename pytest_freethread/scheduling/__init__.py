@@ -18,6 +18,7 @@ from pytest_freethread.scheduling.pos import POS
 from pytest_freethread.scheduling.protocol import Diverged, Scheduler, Stays, dependent
 from pytest_freethread.scheduling.replay import Replay, decode, encode
 from pytest_freethread.scheduling.surw import SURW
+from pytest_freethread.scheduling.turns import Turns
 from pytest_freethread.scheduling.walk import RandomWalk
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Replay",
     "Scheduler",
     "Stays",
+    "Turns",
     "decode",
     "dependent",
     "encode",

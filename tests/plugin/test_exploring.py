@@ -373,8 +373,8 @@ def test_what_cannot_be_explored_runs_as_ever_and_the_reason_is_told(explore):
         from hypothesis import given, strategies as st
         from pytest_freethread import explore
 
-        @given(st.integers())
-        def test_property(n): pass
+        @given(st.data())
+        def test_property(data): pass
 
         def test_output(capsys): pass
 
@@ -401,7 +401,7 @@ def test_what_cannot_be_explored_runs_as_ever_and_the_reason_is_told(explore):
     result.stdout.fnmatch_lines(["0 tests ran in parallel, 3 on one thread, 5 left alone"])
     result.stdout.fnmatch_lines_random(
         [
-            "   1  uses Hypothesis *",
+            "   1  draws while it runs (st.data) *",
             "   1  uses capsys *",
             '   1  thread_unsafe: "alone" *',
             "   3  drives its own threads (explore) *",
