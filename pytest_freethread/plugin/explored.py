@@ -108,7 +108,7 @@ class ExploredTest(RerunTest):
             "skip": str(self._signal) if self._signal is not None and self._completed else None,
             "token": tokens[0] if tokens else None,
             "benign": self.plan.benign,
-            "suppressed": {} if self._search is None else _shortened(self._search.suppressed),
+            "suppressed": {} if self._search is None else shortened(self._search.suppressed),
             "findings": findings_of(result),
         }
 
@@ -218,7 +218,7 @@ def with_the_way_back(item: pytest.Function, plan: ExplorationPlan, finding: Fin
     return replace(finding, evidence=replace(evidence, command=command))
 
 
-def _shortened(suppressed: Mapping[str, int]) -> dict[str, int]:
+def shortened(suppressed: Mapping[str, int]) -> dict[str, int]:
     """By what said so; the place of a comment as seen from the working directory."""
     from pytest_freethread.report import layout
 

@@ -8,6 +8,7 @@ Hypothesis offers, by one that runs it in several threads with the same argument
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -16,7 +17,7 @@ import pytest
 
 from pytest_freethread import interpreter
 from pytest_freethread.errors import SettingError, ThreadSafetyError
-from pytest_freethread.plugin.explored import with_the_way_back
+from pytest_freethread.plugin.explored import shortened, with_the_way_back
 from pytest_freethread.plugin.items import (
     INTERRUPTS,
     RerunTest,
@@ -305,6 +306,9 @@ class GivenExplored(GivenTest[ExplorationPlan]):
         self._schedules = 0
         self._stage: Stage | None = None
         self._verdicts: set[Verdict] = set()
+        self._suppressed = Counter[str]()
+        # What is only a note is not worth being looked for in every example.
+        self._races = plan.races if plan.races == "error" else "off"
         self._doubt: str | None = None
 
     def runtest(self) -> None:
@@ -346,21 +350,19 @@ class GivenExplored(GivenTest[ExplorationPlan]):
         )
         assert self._stage is not None
         signals: Sequence[BaseException] = ()
-        # What is only a note is not worth being looked for in every example.
-        races = self.plan.races if self.plan.races == "error" else "off"
         try:
             if self._examples == 1:
                 # What that takes is nobody's budget.
                 self._stage.set_for(program, deadline=self.plan.deadline)
                 self._allot_time()
             if self._token is not None:
-                result = harness.follow(self._token, program, races=races, stage=self._stage)
+                result = harness.follow(self._token, program, races=self._races, stage=self._stage)
                 self._doubt = result.scope
             else:
                 schedules = self.plan.schedules
                 plan = replace(
                     self.plan,
-                    races=races,
+                    races=self._races,
                     schedules=min(schedules, max(_FEWEST_SCHEDULES, schedules // _SHARE)),
                     seconds=max(self._until - interpreter.monotonic(), _REPORTED),
                 )
@@ -372,6 +374,7 @@ class GivenExplored(GivenTest[ExplorationPlan]):
                     thorough=example.is_final,
                 )
                 self._doubt = harness.doubt(search) or self._doubt
+                self._suppressed.update(search.suppressed)
                 signals = search.signals
         except SettingError as error:
             pytest.fail(f"{self.item.nodeid}: marker freethread({error})", pytrace=False)
@@ -407,6 +410,8 @@ class GivenExplored(GivenTest[ExplorationPlan]):
             "doubt": self._doubt if self._verdict is Verdict.INCONCLUSIVE else None,
             "skip": None,
             "token": self._first[0] if self._findings else None,
+            "suppressed": shortened(self._suppressed),
+            "benign": list(self.plan.benign) if self._races == "error" else [],
             "findings": self._findings,
             "cut": self._cut,
         }
