@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Final
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from pytest_freethread import exploring, harness, interpreter, settings
+from pytest_freethread import exploring, harness, settings
 from pytest_freethread.errors import SettingError, ThreadSafetyError
 from pytest_freethread.execution import scope
 from pytest_freethread.scheduling import Replay, Turns, decode, drawn
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 _stage: exploring.Stage | None = None
 """Of the test that is under way; None: each run has one of its own."""
-
-_running: Final = interpreter.Lock()
 
 
 @contextmanager
@@ -57,8 +55,8 @@ class Schedule:
 
     Args:
         turns: (steps, who) each: after so many steps (accesses to what threads may share), whoever
-            runs is preempted, and `who` of the others goes on; 0 is the first of them. No steps: it
-            goes on for as long as it can, and so does everybody when the turns are over.
+            runs is preempted, and `who` of the others goes on; 0 is the next one. No steps: it goes
+            on for as long as it can, and so does everybody when the turns are over.
         first: who goes on in the beginning.
 
     Raises:
@@ -118,7 +116,7 @@ class Schedule:
             assert result is not None
             raise ThreadSafetyError(result)
         if result is not None:
-            drawn.note(str(result))
+            drawn.tell(str(result))
         if performance.raised is not None:
             raise performance.raised
 
@@ -137,13 +135,7 @@ class Schedule:
             if self._token is None
             else Replay(decode(self._token), strict=False)
         )
-        if not _running.acquire(blocking=False):
-            raise RuntimeError("a controlled run is under way already, and there can be one only")
-        try:
-            with exploring.Stage() if _stage is None else nullcontext(_stage) as stage:
-                return harness.perform(program, scheduler, record=drawn.is_shown(), stage=stage)
-        finally:
-            _running.release()
+        return harness.perform(program, scheduler, record=drawn.is_shown(), stage=_stage)
 
 
 def _part(

@@ -11,7 +11,7 @@ import itertools
 import linecache
 import sys
 from collections import Counter
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,6 @@ from pytest_freethread.suspecting import CONFIRMATIONS, Suspicions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
     from types import CodeType, ModuleType
     from typing import Self
@@ -158,7 +157,7 @@ def search(
     deadline: float,
     first: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
-    on: Controlled | None = None,
+    on: Stage | Controlled | None = None,
     thorough: bool = True,
 ) -> Search:
     """Run schedules until one fails, none is left, or the budget is spent.
@@ -304,7 +303,7 @@ class Performance:
 
 
 def perform(
-    program: Program, scheduler: Turns | Replay, *, record: bool, stage: Stage
+    program: Program, scheduler: Turns | Replay, *, record: bool, stage: Stage | None
 ) -> Performance:
     """Run one execution, whatever comes of it.
 
@@ -312,11 +311,10 @@ def perform(
         program: what to run.
         scheduler: who goes on; it has one execution.
         record: whether to keep the steps.
-        stage: where to.
+        stage: where to; None: on one of its own.
     """
     replayed = isinstance(scheduler, Replay)
-    on = stage.set_for(program, deadline=_DEADLINE)
-    with _explorer(program, learn=False, deadline=_DEADLINE, on=on) as explorer:
+    with _explorer(program, learn=False, deadline=_DEADLINE, on=stage) as explorer:
         execution = explorer.run(
             scheduler.choose,
             early_timeouts=sys.maxsize if replayed else 0,
@@ -380,8 +378,7 @@ def follow(
     """
     choices = decode(token)
     suspected: list[Finding] = []
-    on = None if stage is None else stage.set_for(program, deadline=deadline)
-    with _explorer(program, learn=False, deadline=deadline, on=on) as explorer:
+    with _explorer(program, learn=False, deadline=deadline, on=stage) as explorer:
         try:
             # What is shared by way of a computed name is known only once it was stored.
             with suppress(Diverged):
@@ -664,6 +661,13 @@ class _Explorer:
         return best
 
 
+_exploring = interpreter.Lock()
+"""Held by the one exploration that is under way."""
+
+_set_stage: Stage | None = None
+"""The stage that was set last; there is room for one in a process."""
+
+
 class Stage:
     """What executions need in place, set up for the first of them and left there for the next.
 
@@ -701,6 +705,7 @@ class Stage:
         """
         controlled = self._controlled
         about = interpreter.get_ident(), len(sys.modules), program.root, program.include
+        global _set_stage  # noqa: PLW0603 - see there
         if (
             controlled is None
             or self._about != about
@@ -710,6 +715,9 @@ class Stage:
             known = _modules(_functions(program), program.include, program.root)
             modules = {**dict.fromkeys(known), **self._modules}
             self.clear()
+            if _set_stage is not None:
+                _set_stage.clear()  # it is idle, and its test can set it again
+            _set_stage = self
             controlled = self._exits.enter_context(_over(modules, deadline))
             self._controlled = controlled
             self._about = about
@@ -720,25 +728,18 @@ class Stage:
 
 @contextmanager
 def _explorer(
-    program: Program, *, learn: bool, deadline: float, on: Controlled | None
+    program: Program, *, learn: bool, deadline: float, on: Stage | Controlled | None
 ) -> Iterator[_Explorer]:
-    if on is None:
-        place: AbstractContextManager[Controlled] = controlled(
-            _functions(program), include=program.include, root=program.root, deadline=deadline
-        )
-    else:
-        place = nullcontext(on)
-    with place as entered:
-        entered.choose_everywhere(not learn)
+    if not _exploring.acquire(blocking=False):
+        raise RuntimeError("a controlled run is under way already, and there can be one only")
+    with ExitStack() as exits:
+        exits.callback(_exploring.release)
+        if on is None:
+            on = exits.enter_context(Stage())
+        place = on.set_for(program, deadline=deadline) if isinstance(on, Stage) else on
+        place.choose_everywhere(not learn)
         yield _Explorer(
-            program=program, controlled=entered, learn=learn, left_out=entered.coverage.left_out
-        )
-    else:
-        place = nullcontext(on)
-    with place as entered:
-        entered.choose_everywhere(not learn)
-        yield _Explorer(
-            program=program, controlled=entered, learn=learn, left_out=entered.coverage.left_out
+            program=program, controlled=place, learn=learn, left_out=place.coverage.left_out
         )
 
 

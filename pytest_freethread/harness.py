@@ -444,7 +444,7 @@ def search(
         deadline=plan.deadline,
         first=[token for token in first if is_token(token)],
         progress=progress,
-        on=None if stage is None else stage.set_for(program, deadline=plan.deadline),
+        on=stage,
         thorough=thorough,
     )
     elapsed = interpreter.monotonic() - began
@@ -487,7 +487,7 @@ def perform(
     scheduler: Turns | Replay,
     *,
     record: bool,
-    stage: exploring.Stage,
+    stage: exploring.Stage | None,
 ) -> tuple[exploring.Performance, Result | None]:
     """Run one execution, and say what it shows; see `exploring.perform`.
 

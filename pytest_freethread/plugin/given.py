@@ -8,6 +8,7 @@ Hypothesis offers, by one that runs it in several threads with the same argument
 from __future__ import annotations
 
 import functools
+import sys
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +26,7 @@ from pytest_freethread.plugin.items import (
     findings_of,
     lines_of,
 )
-from pytest_freethread.plugin.parts import SIGNALS, hypothesis_without_deadline
+from pytest_freethread.plugin.parts import SIGNALS
 from pytest_freethread.records import ExplorationPlan, Interleaving, Plan, Verdict
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _tell(notes: list[object]) -> None:
     from pytest_freethread.scheduling import drawn
 
     for each in dict.fromkeys(map(str, notes)):
-        drawn.note(each)
+        drawn.tell(each)
 
 
 class GivenTest(RerunTest, Generic[P]):
@@ -77,8 +78,8 @@ class GivenTest(RerunTest, Generic[P]):
     def __init__(self, item: pytest.Function, plan: P) -> None:
         super().__init__(item, frozenset())
         self.plan: P = plan
-        self._handle: Any = item.obj.hypothesis
-        self._inner: Callable[..., object] = self._handle.inner_test
+        self._function: Any = item.function
+        self._inner: Callable[..., object] = self._function.hypothesis.inner_test
         self._failed: dict[object, _Known] = {}
         self._findings: list[list[str | None]] = []
         self._examples = 0
@@ -94,32 +95,39 @@ class GivenTest(RerunTest, Generic[P]):
         self._began = interpreter.monotonic()
         self._allot_time()
         try:
-            with hypothesis_without_deadline(self.item), self._replaced():
+            with self._replaced():
                 type(self.item).runtest(self.item)
         finally:
             self._seconds = interpreter.monotonic() - self._began
 
     @contextmanager
     def _replaced(self) -> Iterator[None]:
-        inner = self._inner
+        """With an example in the function's place, and as slow as contention makes it."""
+        hypothesis, function, inner = sys.modules["hypothesis"], self._function, self._inner
+        chosen: Any = function._hypothesis_internal_use_settings
+        healthy = [*chosen.suppress_health_check, hypothesis.HealthCheck.too_slow]
 
         @functools.wraps(inner)
         def example(*args: Any, **kwargs: Any) -> object:
             __tracebackhide__ = True
             return self._example(functools.partial(inner, *args), kwargs)
 
-        self._handle.inner_test = example
+        function.hypothesis.inner_test = example
+        function._hypothesis_internal_use_settings = hypothesis.settings(
+            chosen, deadline=None, suppress_health_check=healthy
+        )
         try:
             yield
         finally:
-            self._handle.inner_test = inner
+            function._hypothesis_internal_use_settings = chosen
+            function.hypothesis.inner_test = inner
 
     def _example(self, call: Callable[..., object], arguments: dict[str, Any]) -> object:
         """Run an example; raise what the search for a smaller one is to go by."""
         __tracebackhide__ = True
         from pytest_freethread.scheduling import drawn
 
-        example = drawn.Example(self._handle._given_kwargs, arguments)  # noqa: SLF001 - no other way
+        example = drawn.Example(self._function.hypothesis._given_kwargs, arguments)
         known = self._failed.get(example.key)
         if known is not None and not self._wants_again(example):
             _tell(known.notes)
@@ -394,7 +402,7 @@ class GivenExplored(GivenTest[ExplorationPlan]):
         if failure is None:
             raise ThreadSafetyError(replace(result, text=report))
         if example.is_final:
-            drawn.note(report)
+            drawn.tell(report)
         raise failure.exception
 
     def note(self) -> dict[str, Any] | None:

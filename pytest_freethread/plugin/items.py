@@ -15,7 +15,7 @@ from _pytest._code.code import (
 
 from pytest_freethread.errors import ThreadSafetyError
 from pytest_freethread.plugin.contexts import Context, body_of, is_wide, only
-from pytest_freethread.plugin.parts import SIGNALS, hypothesis_without_deadline
+from pytest_freethread.plugin.parts import SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -198,8 +198,7 @@ class ParallelTest(RerunTest):
             interrupts=INTERRUPTS,
             progress=self.progress,
         )
-        with hypothesis_without_deadline(self.item):
-            self.execution, result = harness.run(self.plan, workload, self._watch)
+        self.execution, result = harness.run(self.plan, workload, self._watch)
         self.judge(result)
         skipped = self.execution.signals
         if skipped and sum(signal.count for signal in skipped) == self.execution.executions:

@@ -1,8 +1,7 @@
-"""Tests with a machinery of their own: `unittest.TestCase`, subtests, Hypothesis."""
+"""Tests with a machinery of their own: `unittest.TestCase` and subtests."""
 
 from __future__ import annotations
 
-import sys
 import unittest
 import unittest.case
 from contextlib import contextmanager
@@ -136,26 +135,3 @@ def raise_all(errors: list[BaseException]) -> None:
         raise collected[0]
     if collected:
         raise SeveralFailures(collected)
-
-
-@contextmanager
-def hypothesis_without_deadline(item: pytest.Function) -> Iterator[None]:
-    """Contention makes examples slow, which says nothing about the code under test."""
-    function: Any = item.function
-    if not hasattr(function, "hypothesis"):
-        yield
-        return
-    hypothesis = sys.modules["hypothesis"]
-    before = function._hypothesis_internal_use_settings
-    function._hypothesis_internal_use_settings = hypothesis.settings(
-        before,
-        deadline=None,
-        suppress_health_check=[
-            *before.suppress_health_check,
-            hypothesis.HealthCheck.too_slow,
-        ],
-    )
-    try:
-        yield
-    finally:
-        function._hypothesis_internal_use_settings = before

@@ -1,8 +1,8 @@
 """Schedules that Hypothesis draws, shrinks and replays.
 
-A drawn schedule is a list of turns (see `Turns`): who goes on, and for how many steps. In both, the
-choice 0 is to stay: on whoever runs, for as long as it can. So what Hypothesis calls simpler (fewer
-and smaller choices) is a schedule with fewer preemptions, and its own shrinker finds the fewest.
+A drawn schedule is a list of turns (see `Turns`): after how many steps whoever runs is preempted,
+and who goes on then. The choice 0 is to stay on whoever runs. So what Hypothesis calls simpler,
+fewer and smaller choices, is a schedule with fewer preemptions, and its shrinker finds the fewest.
 
 The turns are drawn before anything runs. To draw at every step instead would be as many choices as
 there are steps (thousands, of the 8,192 bytes that Hypothesis gives an example), and the shape of
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
     Strategy: TypeAlias = SearchStrategy
 
-__all__ = ["note"]  # as it is
-
 T = TypeVar("T")
 
 SIGNALS: Final = (UnsatisfiedAssumption,)
@@ -61,6 +59,7 @@ _MADE_OF_TURNS: Final = "turns=lists(tuples(one_of(integers("
 """What the repr of each strategy for schedules has in it, and of those that are made of it."""
 
 _A_DAY: Final = 86_400.0
+"""Seconds: more than any deadline."""
 
 _CONSTANT: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 
@@ -92,6 +91,11 @@ def is_shown() -> bool:
     if not currently_in_test_context():
         return False
     return current_build_context().is_final or current_verbosity() >= Verbosity.verbose
+
+
+def tell(text: object) -> None:
+    """Have something shown with the example."""
+    note(text)
 
 
 def score(switches: int) -> None:

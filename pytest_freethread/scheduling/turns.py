@@ -17,8 +17,8 @@ class Turns:
 
     A turn is (steps, who). After that many steps, of whichever threads, the one that runs is
     preempted; with 0 steps the turn lasts for as long as the thread can go on. Then `who` of the
-    others goes on: 0 is the first, and whatever is too large starts again from there. So 0 is
-    always what anybody would do, and whatever the numbers are, they are a schedule of any program.
+    others goes on: 0 is the next one, and whatever is too large goes round again. So 0 is always
+    what anybody would do, and whatever the numbers are, they are a schedule of any program.
 
     Args:
         turns: (steps, who) each.
@@ -52,7 +52,9 @@ class Turns:
         if step == self._until or (self._until == _NEVER and not stays):
             who = self._who
             self._take_turn(step)
-            others = [thread for thread in enabled if thread != current]
+            last = -1 if current is None else current
+            others = [thread for thread in enabled if thread > last]
+            others += [thread for thread in enabled if thread < last]
             if others:
                 return others[who % len(others)]
         return current if stays else enabled[0]  # type: ignore[return-value] # None never stays

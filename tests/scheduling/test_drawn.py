@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.database import InMemoryExampleDatabase
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from pytest_freethread import Schedule, SettingError, ThreadSafetyError, schedules
+from pytest_freethread import Schedule, SettingError, ThreadSafetyError, explore, schedules
 from pytest_freethread.instrument import swap
 from pytest_freethread.scheduling import Turns, drawn
 
@@ -96,15 +96,15 @@ def names(turns, threads, first=0):
     ("turns", "first", "expected"),
     [
         ([], 0, "001122"),
-        ([], 1, "110022"),
+        ([], 1, "112200"),
         ([], 5, "220011"),
         ([(0, 0)], 0, "001122"),
         ([(0, 1)], 0, "002211"),  # the first cannot go on; the other one of the others does
-        ([(1, 0)], 0, "011022"),  # preempted after a step
+        ([(1, 0)], 0, "011220"),  # preempted after a step
         ([(1, 1)], 0, "022011"),
         ([(1, 3)], 0, "022011"),  # who is too large starts again
-        ([(1, 0), (1, 1), (1, 0)], 0, "012012"),
-        ([(3, 1), (1, 0)], 0, "001212"),  # steps of whichever threads
+        ([(1, 0), (1, 0), (1, 0)], 0, "012012"),
+        ([(3, 0), (1, 0)], 0, "001212"),  # steps of whichever threads
     ],
 )
 def test_turns_say_who_goes_on_and_when(turns, first, expected):
@@ -420,6 +420,13 @@ def test_a_stage_is_kept_for_the_next_run_and_cleared_in_the_end():
         Schedule().run(partial(account.deposit, 1))
         assert Account.deposit.__code__ is before
     assert not swap.has_probes(Account.deposit.__code__)
+
+
+def test_a_kept_stage_gives_way_to_an_exploration():
+    account = Account()
+    Schedule().run(partial(account.deposit, 1))
+    assert explore(lambda: account.deposit(1), threads=2, schedules=3).executions
+    Schedule().run(partial(account.deposit, 1))
 
 
 def test_a_run_within_a_run_is_refused():
