@@ -235,6 +235,8 @@ def search(
                 too_long = explorer.alone >= _MOST_STEPS and program.ends
                 if too_long:
                     break
+                if explorer.alone < _MOST_STEPS:
+                    explorer.max_steps = max(_STEPS, 4 * explorer.alone)
                 if not stays and explorer.max_steps > _STEPS:
                     scheduler = make(strategy, seed=seed, preemptions=preemptions)
                     learning, count = learning + count - 1, 0  # it was cut short, and tells nothing
@@ -315,6 +317,7 @@ def perform(
     """
     replayed = isinstance(scheduler, Replay)
     with _explorer(program, learn=False, deadline=_DEADLINE, on=stage) as explorer:
+        explorer.max_steps = _MOST_STEPS  # its state cannot be made again, to see it alone
         execution = explorer.run(
             scheduler.choose,
             early_timeouts=sys.maxsize if replayed else 0,
@@ -403,6 +406,7 @@ class _Explorer:
     Attributes:
         alone: how many steps the bodies take where whoever runs goes on for as long as it can; None
             as long as nobody has tried.
+        max_steps: of an execution; with more it is a livelock.
         passed: the first schedule that went well.
     """
 
@@ -411,16 +415,11 @@ class _Explorer:
     learn: bool
     left_out: tuple[tuple[str, str], ...]
     alone: int | None = None
+    max_steps: int = _STEPS
     thorough: bool = True
     outside: bool = False
     passed: Runs | None = None
     signals: list[BaseException] = field(default_factory=list)
-
-    @property
-    def max_steps(self) -> int:
-        """Steps after which an execution is a livelock, by how many it takes alone, if known."""
-        alone = self.alone or 0
-        return _STEPS if alone >= _MOST_STEPS else max(_STEPS, 4 * alone)
 
     def run(
         self,

@@ -71,7 +71,7 @@ def test_a_race_is_explored_and_its_arguments_and_schedule_are_shrunk(given):
             "*::test_racy FAILED*",
             "*::test_repaired PASSED [[]explored * schedules in * examples[]]*",
             "E *assert 2 == 1*",
-            "E *test case: test_racy(",
+            "E *: test_racy(",
             "E *n=11,",
             "E *error: Check-then-act on Once.made: both threads looked at it before either changed*",
             "E *1 preemption, the fewest found * reproduced 10/10",
@@ -93,7 +93,7 @@ def test_a_race_is_found_under_stress_with_thread_and_round(given):
             "*::test_repaired PASSED [[]2 threads x * in * examples[]]*",
             "E *assert 2 == 1*",
             "E *thread *, round *; * of * executions",
-            "E *test case: test_racy(",
+            "E *: test_racy(",
             "2 tests ran in parallel, 0 on one thread, 0 left alone",
             "   error  exception: AssertionError: assert 2 == 1 (thread *",
         ]
