@@ -49,9 +49,11 @@ PAIR = (
 def given(pytester):
     """Run a file in one of the modes, within this process."""
 
-    def given(mode, source, *options):
+    def given(mode, source, *options, seconds=60):
         pytester.makepyfile(test_it=source)
-        options = f"--freethread-mode={mode}", "--freethread-threads=2", *options
+        # Enough time to shrink arguments on a busy machine too.
+        budget = f"--freethread-seconds={seconds}", "--freethread-deadline=120"
+        options = f"--freethread-mode={mode}", "--freethread-threads=2", *budget, *options
         return pytester.runpytest_inprocess(*options)
 
     return given
@@ -361,7 +363,7 @@ def test_when_its_time_is_over_the_other_examples_run_on_one_thread_and_that_is_
     def test_it(n):
         pass
     """,
-        "--freethread-seconds=0.000001",
+        seconds=0.000001,
     )
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["   cut short after *: its time was over: * ran on one thread *"])
