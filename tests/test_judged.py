@@ -5,6 +5,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 
@@ -375,6 +376,30 @@ class Collected:
 def test_to_add_what_is_there_changes_nothing(right, wrong):
     assert not errors(explore(right, setup=Collected, races="error"))
     assert errors(explore(wrong, setup=Collected, races="error"))
+
+
+class Point(NamedTuple):
+    x: int
+
+
+def look_at(points):
+    return points[Point(0)]
+
+
+def move(points):
+    points[Point(0)] = "elsewhere"
+
+
+def move_another(points):
+    points[Point(1)] = "elsewhere"
+
+
+def test_named_tuples_are_told_apart_as_keys():
+    def setup():
+        return {Point(0): "here", Point(1): "there"}
+
+    assert not errors(explore(look_at, move_another, setup=setup, races="error"))
+    the_error(explore(look_at, move, setup=setup, races="error"), "race")
 
 
 # --- what is looked at is the user's --------------------------------------------------------------

@@ -1435,8 +1435,9 @@ def _native_id() -> int:
 def _comparable(key: Any) -> Any:
     """A key that may be compared without running any code of the user's; None if it is none."""
     kind: Any = type(key)
-    if kind is tuple and all(type(part) in _PLAIN for part in key):
-        return key
+    if kind.__hash__ is tuple.__hash__ and kind.__eq__ is tuple.__eq__:
+        parts = tuple.__getitem__(key, slice(None))
+        return parts if all(type(part) in _PLAIN for part in parts) else None
     if kind.__hash__ in _BY_IDENTITY and kind.__eq__ is object.__eq__:
         return SameKey(key)
     if kind.__hash__ is int.__hash__ and kind.__eq__ is int.__eq__:
