@@ -18,7 +18,9 @@ _MOST_MESSAGES = 4
 _MOST_NAMES = 3
 _WIDTH = 100
 
-_ASCII = str.maketrans({"→": "->", "·": "|", "…": "...", "×": "x", "−": "-"})
+_ASCII = str.maketrans(
+    {"→": "->", "·": "|", "…": "...", "×": "x", "−": "-", "≈": "~", "µ": "u", "█": "#", "░": "."}
+)
 
 
 def render(verdict: Verdict, findings: Sequence[Finding], scope: str) -> str:
