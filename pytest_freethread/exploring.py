@@ -552,7 +552,9 @@ class _Explorer:
             said = f"{symptom.message}. {_OUTLIVES}"
             return self.finding(replace(symptom, message=said), execution, found, (0, 1))
         if not self.thorough:
-            again = self.again(execution.threads, symptom, record=False)
+            # One without end is not followed to where it was cut short, but goes on by itself.
+            choices = execution.threads[: self.max_steps // 2]
+            again = self.again(choices, symptom, record=False)
             return self.finding(symptom, again or execution, found, (int(again is not None), 1))
         choices = self.shrunk(execution, self._same(symptom))
         self.controlled.choose_everywhere(True)
