@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import linecache
 import sys
-from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -264,7 +263,7 @@ def search(
                     finding = explorer.report(symptom, execution, found)
                     break
         suspected = [] if suspicions is None else suspicions.findings(explorer, _lines(finding))
-    wanted, suppressed = _without_benign(suspected, benign)
+    wanted, suppressed = suppression.without_benign(suspected, benign, linecache.getline)
     unprobed = {name for name, _ in explorer.left_out}
     blind = any(scope.path(body) in unprobed for body in program.bodies)
     complete = complete and bool(steps) and not blind
@@ -756,20 +755,6 @@ def _watched(choose: Chooser, watch: Watch) -> Chooser:
 
 def _suspicions(program: Program, races: str) -> Suspicions | None:
     return None if races == "off" else Suspicions(program.names, strict=races == "error")
-
-
-def _without_benign(
-    findings: Iterable[Finding], patterns: Sequence[str]
-) -> tuple[list[Finding], Counter[str]]:
-    """The findings that nobody calls benign, and by what said so, how many others there were."""
-    wanted, suppressed = [], Counter[str]()
-    for finding in findings:
-        reason = suppression.excused_by(finding, patterns, linecache.getline)
-        if reason is None:
-            wanted.append(finding)
-        else:
-            suppressed[reason] += 1
-    return wanted, suppressed
 
 
 def _lines(finding: Finding | None) -> set[tuple[str, int]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import linecache
 import re
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pytest_freethread import interpreter, settings
-from pytest_freethread.detectors import deadlocks, leaks, outcomes
+from pytest_freethread.detectors import deadlocks, leaks, outcomes, suppression
 from pytest_freethread.errors import SettingError
 from pytest_freethread.execution import free
 from pytest_freethread.execution.leaks import ThreadWatch, is_ours
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from pytest_freethread import exploring
     from pytest_freethread.execution.noise import Noise
+    from pytest_freethread.recorded import RecordedRounds
     from pytest_freethread.records import (
         ExplorationPlan,
         Fit,
@@ -43,6 +46,8 @@ def stress(
     seconds: float | None = None,
     noise: bool = True,
     seed: int | None = None,
+    races: str = "off",
+    benign: Sequence[str] = (),
     deadline: float = 30.0,
 ) -> Result:
     """Run bodies at once in real threads, over and over, each time on fresh state.
@@ -61,6 +66,10 @@ def stress(
         noise: stagger the threads' starts at random, so that each round aligns them differently;
             and in some of the rounds have them pause now and then where they share something.
         seed: for the noise. A free run is not replayable all the same.
+        races: what accesses are which nothing puts in order, as some of the rounds are recorded to
+            tell. `error`: they fail, once both threads were seen before them at the same moment;
+            `note`: they are shown; `off`: nobody looks.
+        benign: patterns of what judges find and nobody wants to hear of; see `explore`.
         deadline: seconds after which threads that do not come back are a finding.
 
     Raises:
@@ -78,6 +87,8 @@ def stress(
         "seconds": seconds,
         "noise": noise,
         "seed": seed,
+        "races": races,
+        "benign": benign,
         "deadline": deadline,
     }
     plan = settings.plan({k: (v, f"stress({k}={v!r})") for k, v in given.items()})
@@ -477,6 +488,7 @@ def search(
         executions=found.schedules,
         exhaustive=found.exhaustive,
         seconds=elapsed,
+        suppressed=found.suppressed,
         scope=scope,
         text=text.render(verdict, findings, scope),
     )
@@ -609,44 +621,61 @@ def run(
     Raises:
         BaseException: see `free.run`.
     """
-    noise = None
-    # The first round is without in any case. And who looks through all objects while other threads
-    # run can break them in the middle of a `tuple(...)`; so a run within a run goes without.
-    if plan.noise and plan.rounds > 1 and not is_ours(threading.current_thread()):
+    noise: Noise | None = None
+    recorded: RecordedRounds | None = None
+    # Who looks through all objects while other threads run can break them in the middle of a
+    # `tuple(...)`; so a run within a run goes without probes.
+    if not is_ours(threading.current_thread()) and (plan.noise or plan.races != "off"):
         from pytest_freethread.execution.noise import Noise  # noqa: PLC0415 - see above
+        from pytest_freethread.execution.probing import Probing  # noqa: PLC0415 - see above
 
-        noise = Noise(workload.subjects, plan.seed, exact=exact)
-    execution = free.run(plan, workload, watch, hopeless=deadlocks.hopeless, noise=noise)
-    judges = (deadlocks.judge, outcomes.judge, leaks.judge)
-    findings = sorted(
-        (finding for judge in judges for finding in judge(execution)),
-        key=lambda finding: finding.severity != "error",
+        probing = Probing(workload.subjects, exact=exact, library=plan.races != "off")
+        if plan.noise and plan.rounds > 1:  # the first round is without in any case
+            noise = Noise(probing, plan.seed)
+        if plan.races != "off":
+            from pytest_freethread.recorded import RecordedRounds  # noqa: PLC0415 - see above
+
+            recorded = RecordedRounds(plan.threads, probing, noise)
+    companion = recorded or noise
+    execution = free.run(
+        plan, workload, watch, hopeless=deadlocks.cycle_of_waiting, companion=companion
     )
+    found = [each for judge in (deadlocks, outcomes, leaks) for each in judge.judge(execution)]
+    suppressed = Counter[str]()
+    if recorded is not None:
+        judged = recorded.findings(strict=plan.races == "error")
+        wanted, suppressed = suppression.without_benign(judged, plan.benign, linecache.getline)
+        found += wanted
+    findings = sorted(found, key=lambda finding: finding.severity != "error")
     if any(finding.severity == "error" for finding in findings):
         verdict = Verdict.FAILED
     else:
         verdict = Verdict.PASSED if execution.executions else Verdict.INCONCLUSIVE
-    scope = _scope(execution, noise)
+    scope = _scope(execution, companion, sum(suppressed.values()))
     return execution, Result(
         verdict=verdict,
         findings=tuple(findings),
         executions=execution.executions,
         exhaustive=False,
         seconds=execution.seconds,
+        suppressed=suppressed,
         scope=scope,
         text=text.render(verdict, findings, scope),
     )
 
 
-def _scope(execution: Execution, noise: Noise | None) -> str:
+def _scope(execution: Execution, companion: free.Companion | None, suppressed: int) -> str:
     plan = execution.plan
     rounds = (
         f"{execution.rounds} of {plan.rounds} rounds" if execution.cut else f"{plan.rounds} rounds"
     )
     cut = f" ({execution.cut})" if execution.cut else ""
+    within = "; races not looked for within another run"
+    probed = companion or (within if plan.races != "off" else "")
+    benign = f"; {suppressed} suppressed as benign" if suppressed else ""
     return (
         f"stress, {plan.threads} threads × {rounds}{cut}, {execution.executions} executions in "
-        f"{execution.seconds:.2f} s, seed {plan.seed}{'' if noise is None else noise}; "
+        f"{execution.seconds:.2f} s, seed {plan.seed}{probed}{benign}; "
         f"{interpreter.facts()}; not replayable"
     )
 

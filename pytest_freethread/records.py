@@ -42,6 +42,8 @@ class Plan:
         noise: whether the threads' starts are staggered at random by up to some microseconds, and
             threads pause, in some of the rounds, at what they share.
         deadline: seconds after which threads that do not come back are given up as stuck.
+        races: whether a race is an `error`, a `note`, or not looked for (`off`).
+        benign: patterns of what judges find and nobody wants to hear of.
     """
 
     threads: int
@@ -50,6 +52,8 @@ class Plan:
     seed: int
     noise: bool
     deadline: float
+    races: str = "off"
+    benign: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +134,16 @@ class LockUse:
     Attributes:
         name: as a reader of the code would say it, such as `Bank.lock_a`.
         identity: equal for the same lock object, within one process.
-        place: where the thread took it, or waits for it.
+        place: where the thread took it, or waits for it; its `file` is empty if that is not known.
         forever: False where the wait has a timeout.
+        owner: the ident of the thread that holds it, where the lock itself says so.
     """
 
     name: str
     identity: int
     place: Place
     forever: bool = True
+    owner: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +387,27 @@ class Thrown(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlledExecution:
+class Account:
+    """The steps of an execution, or those of them that a finding is about.
+
+    Attributes:
+        trace: the steps, if they were asked for.
+        names: of the threads, by their index.
+        stacks: by the index of a step of the trace at a watched site: where its thread was,
+            outermost first.
+        made: by location, where the object was made, as far as that is known.
+        births: by index of a thread that the code under test started: who did, and where.
+    """
+
+    trace: tuple[Step, ...]
+    names: tuple[str, ...]
+    stacks: Mapping[int, tuple[Place, ...]] = field(default_factory=dict)
+    made: Mapping[int, Place] = field(default_factory=dict)
+    births: Mapping[int, tuple[int, Place]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlledExecution(Account):
     """What happened in one execution.
 
     Attributes:
@@ -406,14 +432,8 @@ class ControlledExecution:
         timed: whether a thread waited with a short timeout, which might have been over earlier.
         diverged: where the outcome is `diverged`: index of the choice, the thread named, and
             those that could go on.
-        trace: the steps, if they were asked for.
-        pauses: likewise why threads did not go on, in order.
-        names: of the threads, by their index.
-        stacks: by the index of a step of the trace at a watched site: where its thread was,
-            outermost first.
-        made: by location, where the object was made, as far as that is known.
+        pauses: why threads did not go on, in order, where the trace was asked for.
         abandoned: the locks that threads held when they ended, and nobody has released since.
-        births: by index of a thread that the code under test started: who did, and where.
     """
 
     outcome: Outcome
@@ -429,12 +449,7 @@ class ControlledExecution:
     spins: int
     timed: bool
     diverged: tuple[int, int, tuple[int, ...]] | None
-    trace: tuple[Step, ...]
-    names: tuple[str, ...]
     pauses: tuple[Pause, ...] = ()
-    stacks: Mapping[int, tuple[Place, ...]] = field(default_factory=dict)
-    made: Mapping[int, Place] = field(default_factory=dict)
-    births: Mapping[int, tuple[int, Place]] = field(default_factory=dict)
     abandoned: tuple[tuple[int, Holding], ...] = ()
 
     @property
@@ -631,6 +646,7 @@ class Result:
         executions: how many bodies ran.
         exhaustive: whether every interleaving was tried; never so for a stress run.
         seconds: how long it took.
+        suppressed: by what said so, how many findings were called benign and are left out.
         scope: one line: what was tried, and how.
         text: the report.
     """
@@ -642,6 +658,7 @@ class Result:
     seconds: float
     scope: str
     text: str = field(repr=False, compare=False)
+    suppressed: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.text

@@ -198,6 +198,8 @@ _OF_BOTH: Mapping[str, Callable[[object, str], Any]] = {
     "seconds": seconds,
     "seed": seed,
     "deadline": deadline,
+    "races": races,
+    "benign": benign,
 }
 PARSERS: Mapping[str, Mapping[str, Callable[[object, str], Any]]] = {
     "stress": {**_OF_BOTH, "rounds": rounds, "noise": switch},
@@ -206,8 +208,6 @@ PARSERS: Mapping[str, Mapping[str, Callable[[object, str], Any]]] = {
         "schedules": schedules,
         "strategy": strategy,
         "preemptions": preemptions,
-        "races": races,
-        "benign": benign,
         "include": include,
     },
     "parallel": {
@@ -232,6 +232,8 @@ DEFAULTS: Mapping[str, Mapping[str, object]] = {
         "seed": None,
         "noise": True,
         "deadline": 30.0,
+        "races": "off",
+        "benign": (),
     },
     "explore": {
         "threads": AUTO,

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from pytest_freethread.detectors import accesses, interleavings, leftovers, races
 from pytest_freethread.detectors.atomicity import Atomicity, same_function
-from pytest_freethread.detectors.hearing import Hearing
-from pytest_freethread.detectors.lock_order import LockOrder
+from pytest_freethread.detectors.hearing import StepwiseHearing
+from pytest_freethread.detectors.lock_order import ALL_ALIKE, LockOrder
 from pytest_freethread.detectors.prediction import Trace
 from pytest_freethread.detectors.races import Races
 from pytest_freethread.instrument.effects import OP_NAMES
 from pytest_freethread.instrument.probes import SITES, is_call
 from pytest_freethread.interpreter import Allowance
-from pytest_freethread.records import Place, Race
+from pytest_freethread.records import Place
 from pytest_freethread.scheduling import Directed, encode
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class _Bench:
     ) -> None:
         self.races = Races(threads, proven)
         self.atomicity = Atomicity(threads, seen)
-        self._hearing = Hearing((self.races, self.atomicity), OP_NAMES, is_call)
+        self._hearing = StepwiseHearing((self.races, self.atomicity), OP_NAMES, is_call)
         self.hear = self._hearing.hear
         self.steps = self._hearing.steps
 
@@ -121,7 +121,7 @@ class _Oracle:
     def __init__(self, threads: int) -> None:
         self.lock_order = LockOrder(threads)
         self.trace = Trace(threads)
-        self._hearing = Hearing((self.lock_order, self.trace), OP_NAMES, is_call)
+        self._hearing = StepwiseHearing((self.lock_order, self.trace), OP_NAMES, is_call)
         self.hear = self._hearing.hear
         self.steps = self._hearing.steps
 
@@ -221,7 +221,7 @@ class Suspicions:
             plain = follower.follow((first,) if first else (), hear=oracle.hear)
             if plain is None or plain.outcome != "ended":
                 continue
-            for cycle in oracle.lock_order.cycles(_ALL_ALIKE, said):
+            for cycle in oracle.lock_order.cycles(ALL_ALIKE, said):
                 self._cycles.append((plain.threads, cycle))
                 way = oracle.leading_to(edge.event for edge in cycle)
                 for execution in self._towards(follower, way, {edge.site for edge in cycle}):
@@ -276,7 +276,7 @@ class Suspicions:
         for choices, pairs in sorted(schedules.items(), key=lambda each: len(each[0])):
             times = 1 if allowance.spent() else CONFIRMATIONS
             found += self._confirmed(follower, choices, pairs, times)
-        found = list(_one_for_two_lines(sorted(found, key=_is_note), told))
+        found = list(races.one_for_two_lines(sorted(found, key=_is_note), told))
         for sites in self._torn:
             if not allowance.spent():
                 found += self._confirmed_torn(follower, sites, told)
@@ -296,7 +296,7 @@ class Suspicions:
             if clash.proven
         }
         races_found = self._confirmed(follower, choices, _of_interest(self._races), CONFIRMATIONS)
-        found = list(_one_for_two_lines(races_found, told))
+        found = list(races.one_for_two_lines(races_found, told))
         for sites in bench.atomicity.torn:
             found += self._confirmed_torn(follower, sites, told, choices)
         return sorted(found, key=_is_note)
@@ -440,31 +440,9 @@ def _is_note(finding: Finding) -> bool:
     return finding.severity == "note"
 
 
-class _AllAlike(dict[int, object]):
-    """The same class for each lock: by number, those of other executions cannot be told apart."""
-
-    def get(self, _lock: int, _default: object = None) -> object:
-        return None
-
-
-_ALL_ALIKE: Final = _AllAlike()
-
-
 def _of_interest(pairs: Iterable[Pair]) -> set[Pair]:
     """Without what is the standard library's own business."""
     return {pair for pair in pairs if not races.excused(*map(_place, pair))}
-
-
-def _one_for_two_lines(found: Iterable[Finding], told: AbstractSet[Line]) -> Iterator[Finding]:
-    """One race is several, operation by operation; two lines with one target are one finding."""
-    said = set()
-    for finding in found:
-        assert isinstance(finding.evidence, Race)
-        places = frozenset((a.place.file, a.place.line) for a in finding.evidence.accesses)
-        if places <= told or (places, finding.evidence.target) in said:
-            continue
-        said.add((places, finding.evidence.target))
-        yield finding
 
 
 def _place(site: int) -> Place:

@@ -54,7 +54,7 @@ def ends(program):
     return FINDINGS[program.kind].isdisjoint(DOES_NOT_END)
 
 
-def stressed(program, *, rounds, deadline):
+def stressed(program, *, rounds, deadline, races="off"):
     with program.loaded() as (module, setup):
         return stress(
             *module.threads,
@@ -63,6 +63,7 @@ def stressed(program, *, rounds, deadline):
             threads=len(module.threads),
             rounds=rounds,
             deadline=deadline,
+            races=races,
         )
 
 
@@ -150,6 +151,13 @@ def test_stress_finds_the_right_thing_or_nothing(program):
     result = stressed(program, rounds=30, deadline=LONG if ends(program) else SOON)
     assert result.verdict in {Verdict.PASSED, Verdict.FAILED}, str(result)
     assert not wrong_kinds(program, result), str(result)
+
+
+@pytest.mark.parametrize("program", programs("safe"))
+def test_rounds_that_are_recorded_do_not_blame_a_safe_program(program):
+    result = stressed(program, rounds=20, deadline=LONG, races="error")
+    errors = [finding for finding in result.findings if finding.severity == "error"]
+    assert not errors, str(result)
 
 
 @pytest.mark.parametrize("program", programs("safe"))

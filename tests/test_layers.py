@@ -34,13 +34,15 @@ MAY_IMPORT = {
     "suspecting": {
         "errors", "interpreter", "records", "instrument", "execution", "scheduling", "detectors",
     },
+    # which rounds of a free run are recorded, and which prove what those make suspect
+    "recorded": {"records", "instrument", "execution", "detectors"},
     # judges: records only, not even each other
     "detectors": {"records", "detectors"},
     "linearizability": {"records"},
     "report": {"records", "report"},
     "harness": {
         "errors", "interpreter", "records", "settings", "instrument", "execution", "detectors",
-        "report", "exploring", "scheduling",
+        "report", "exploring", "recorded", "scheduling",
     },
     # generated scenarios, explored and judged
     "contracts": {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 import sys
 import textwrap
 import threading
@@ -17,6 +16,7 @@ from pytest_freethread import Verdict, stress
 from pytest_freethread.execution import noise as noise_module
 from pytest_freethread.execution import scope
 from pytest_freethread.execution.noise import GRACE, SHARE, Noise
+from pytest_freethread.execution.probing import Probing
 from pytest_freethread.instrument import probes
 from pytest_freethread.instrument.effects import ATTRIBUTE_READ, ATTRIBUTE_WRITE, ROUTE, WHOLE_READ
 from pytest_freethread.instrument.standby import Standby
@@ -59,22 +59,6 @@ def load(tmp_path):
     yield load
     for name in made:
         sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def run_program(tmp_path):
-    """Run a program in a process of its own, since what gets stuck stays stuck."""
-
-    def run(source):
-        program = tmp_path / "program.py"
-        program.write_text(textwrap.dedent(source))
-        process = subprocess.run(
-            [sys.executable, program], capture_output=True, text=True, timeout=60, check=False
-        )
-        assert process.returncode == 0, process.stderr
-        return process.stdout
-
-    return run
 
 
 def counted(module, **settings):
@@ -176,7 +160,8 @@ def make_noise():
     made = []
 
     def make(module, **settings):
-        noise = Noise((module.Counter.increment,), **{"seed": 0, "exact": True, **settings})
+        probing = Probing((module.Counter.increment,), exact=settings.pop("exact", True))
+        noise = Noise(probing, **{"seed": 0, **settings})
         made.append(noise)
         return noise
 

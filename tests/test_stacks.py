@@ -187,3 +187,127 @@ def test_a_stack_reads_from_the_outside_in_without_how_threads_begin():
         functions = [place.function.rpartition(".")[2] for place in state.stack]
         assert functions[:3] == ["outer", "inner", "wait"]
     gate.set()
+
+
+class Guard:
+    """A lock of one's own."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __enter__(self):
+        self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+    def take(self):
+        self.lock.acquire()
+
+    def give(self):
+        self.lock.release()
+
+    @contextlib.contextmanager
+    def taken(self, why):
+        with self.lock:
+            yield why
+
+
+def by_enter(guard, go_on):
+    with guard:
+        go_on()
+
+
+def by_a_helper(guard, go_on):
+    guard.take()
+    go_on()
+
+
+def by_a_generator(guard, go_on):
+    with guard.taken("for good"):
+        go_on()
+
+
+def by_an_exit_stack(guard, go_on):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(guard.lock)
+        go_on()
+
+
+def given_back(guard, go_on):
+    guard.take()
+    guard.give()
+    go_on()
+
+
+def given_back_by_an_exit_stack(guard, go_on):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(guard.lock)
+    go_on()
+
+
+@pytest.mark.parametrize("take", [by_enter, by_a_helper, by_a_generator, by_an_exit_stack])
+def test_a_lock_is_known_to_be_held_however_it_was_taken(take):
+    guard, other = Guard(), held(threading.Lock())
+
+    def go_on():
+        with other:
+            pass
+
+    with blocked(lambda: take(guard, go_on), until=waits) as state:
+        assert [use.identity for use in state.holds] == [id(guard.lock)]
+    other.release()
+
+
+@pytest.mark.parametrize("take", [given_back, given_back_by_an_exit_stack])
+def test_a_lock_that_was_given_back_is_not_held(take):
+    guard, other = Guard(), held(threading.Lock())
+
+    def go_on():
+        with other:
+            pass
+
+    with blocked(lambda: take(guard, go_on), until=waits) as state:
+        assert state.holds == ()
+    other.release()
+
+
+def test_a_reentrant_lock_says_itself_who_holds_it():
+    lock, over, taken = threading.RLock(), threading.Event(), threading.Event()
+
+    def hold():
+        getattr(lock, "acquire")()  # noqa: B009 - what the source does not tell
+        taken.set()
+        over.wait()
+        lock.release()
+
+    def wait():
+        with lock:
+            pass
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait()
+    with blocked(wait, until=waits) as state:
+        assert state.waits_for.owner == holder.ident
+        waiter = next(t for t in threading.enumerate() if t.name == state.name)
+        threads = {waiter.ident: (0, "waiter"), holder.ident: (1, "holder")}
+        _, holds = stacks.examine(threads)
+        assert [use.identity for use in holds.holds] == [id(lock)]
+    over.set()
+    holder.join()
+
+
+def test_who_takes_the_same_lock_at_two_looks_is_at_a_lock():
+    lock = held(threading.Lock())
+
+    def wait():
+        with lock:
+            pass
+
+    with blocked(wait, until=waits) as state:
+        waiter = next(t for t in threading.enumerate() if t.name == state.name)
+        both = stacks.at_locks() & stacks.at_locks()
+        assert waiter.ident in {ident for ident, *_ in both}
+        assert threading.get_ident() not in {ident for ident, *_ in both}
+    lock.release()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
-import textwrap
 import threading
 
 import pytest
@@ -213,22 +211,6 @@ def test_a_setting_that_means_nothing_is_named(settings, message):
 def test_there_must_be_something_to_run():
     with pytest.raises(SettingError, match="nothing to run"):
         stress()
-
-
-@pytest.fixture
-def run_program(tmp_path):
-    """Run a program in a process of its own, since what gets stuck stays stuck."""
-
-    def run(source):
-        program = tmp_path / "program.py"
-        program.write_text(textwrap.dedent(source))
-        process = subprocess.run(
-            [sys.executable, program], capture_output=True, text=True, timeout=60, check=False
-        )
-        assert process.returncode == 0, process.stderr
-        return process.stdout
-
-    return run
 
 
 def test_a_deadlock_is_named_long_before_the_deadline_and_the_process_ends(run_program):

@@ -16,17 +16,19 @@ from pytest_freethread.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_freethread.detectors.lock_order import Cycle
     from pytest_freethread.detectors.races import Clash, Touch
-    from pytest_freethread.records import ControlledExecution
+    from pytest_freethread.records import Account
+
+    Indices = Sequence[int] | Mapping[int, int]
 
 
 def race(
     clash: Clash,
-    execution: ControlledExecution,
-    steps: Sequence[int],
+    execution: Account,
+    steps: Indices,
     names: tuple[str, ...],
     call: str,
 ) -> Race:
@@ -34,7 +36,7 @@ def race(
 
     Args:
         clash: what the judge of races found.
-        execution: the recorded one in which it did.
+        execution: what is known of the one in which it did.
         steps: by the number of an event, the index of its step in the trace.
         names: of the bodies.
         call: what replays it.
@@ -84,9 +86,7 @@ def _action(touch: Touch) -> Literal["read", "wrote", "walked over"]:
     return "walked over" if touch.how & (WHOLE | ATOMIC) == WHOLE else "read"
 
 
-def _holds(
-    execution: ControlledExecution, index: int, objects: dict[int, str]
-) -> Iterator[LockUse]:
+def _holds(execution: Account, index: int, objects: dict[int, str]) -> Iterator[LockUse]:
     """The locks that were held at a step, with the places where they were taken."""
     trace = execution.trace
     for lock in trace[index].held:
@@ -102,9 +102,7 @@ def _holds(
             yield LockUse(name=objects[lock], identity=lock, place=taken.place)
 
 
-def inversion(
-    cycle: Cycle, execution: ControlledExecution, steps: Sequence[int], names: tuple[str, ...]
-) -> Finding:
+def inversion(cycle: Cycle, execution: Account, steps: Indices, names: tuple[str, ...]) -> Finding:
     """A cycle of locks that is possible as far as the trace tells, and was not made to happen.
 
     The arguments are those of `race`.

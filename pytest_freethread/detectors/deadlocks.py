@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pytest_freethread.records import Finding
@@ -40,9 +41,12 @@ def cycle_of_waiting(states: Sequence[ThreadState]) -> tuple[ThreadState, ...]:
     """Threads each of which waits, for ever, for a lock that the next one holds.
 
     The last waits for the first; a thread that waits for a lock of its own is a cycle of one.
-    Empty if there is none.
+    Empty if there is none. A lock that two threads seem to hold counts as held by nobody.
     """
-    holders = {use.identity: state for state in states for use in state.holds}
+    claims = Counter(use.identity for state in states for use in state.holds)
+    holders = {
+        use.identity: state for state in states for use in state.holds if claims[use.identity] == 1
+    }
     for start in states:
         path: list[ThreadState] = []
         state: ThreadState | None = start
@@ -53,11 +57,6 @@ def cycle_of_waiting(states: Sequence[ThreadState]) -> tuple[ThreadState, ...]:
         if state is not None:
             return tuple(path[path.index(state) :])
     return ()
-
-
-def hopeless(states: tuple[ThreadState, ...]) -> bool:
-    """Whether some of these threads can never go on."""
-    return bool(cycle_of_waiting(states))
 
 
 def _sentence(cycle: Sequence[ThreadState]) -> str:

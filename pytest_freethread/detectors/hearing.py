@@ -80,10 +80,6 @@ class Hearing:
         judges: who hear all of it.
         operations: by number, the names of the operations of accesses (`effects.OP_NAMES`).
         atomic: whether an item's operation at a site is one call of a method in C.
-
-    Attributes:
-        steps: by the number of an event, as the judges count them, the index of the step among
-            those of the execution's threads; -1 for what is none.
     """
 
     def __init__(
@@ -92,29 +88,21 @@ class Hearing:
         operations: Mapping[int, str],
         atomic: Callable[[int], bool],
     ) -> None:
-        self.steps = [-1]
         self._judges = judges
         self._how = [HOW.get(operations.get(op, ""), 0) for op in range(max(operations) + 1)]
         self._atomic = atomic
-        self._made = 0
 
     def hear(self, events: Sequence[Event]) -> None:
         """The next part of the execution."""
+        self._hear(events)
+
+    def _hear(self, events: Sequence[Event]) -> list[int]:
+        """The same; returns the indices of the events that the judges were told."""
         kept = list(_condensed(events))
         told = [events[index] for index in kept]
         for judge in self._judges:
             self._tell(judge, told)
-        made = self._made
-        numbers = []
-        for _, _, _, op, _ in events:
-            numbers.append(-1 if op in _NO_STEPS else made)
-            made += op not in _NO_STEPS
-        self.steps += [
-            numbers[index]
-            for index, event in zip(kept, told, strict=True)
-            if event[1] >= 0 and event[3] != "gone"
-        ]
-        self._made = made
+        return kept
 
     def _tell(self, judge: Judge, events: Sequence[Event]) -> None:
         how_of, atomic = self._how, self._atomic
@@ -135,3 +123,35 @@ class Hearing:
                 judge.forget(obj)
             else:
                 synchronise(thread, obj, _SYNCHRONISATIONS[key, op], site)
+
+
+class StepwiseHearing(Hearing):
+    """The same where each event is to be found again among the steps of the execution.
+
+    Attributes:
+        steps: by the number of an event, as the judges count them, the index of the step among
+            those of the execution's threads; -1 for what is none.
+    """
+
+    def __init__(
+        self,
+        judges: Sequence[Judge],
+        operations: Mapping[int, str],
+        atomic: Callable[[int], bool],
+    ) -> None:
+        super().__init__(judges, operations, atomic)
+        self.steps = [-1]
+        self._made = 0
+
+    def hear(self, events: Sequence[Event]) -> None:
+        """The next part of the execution."""
+        kept = self._hear(events)
+        made = self._made
+        numbers = []
+        for _, _, _, op, _ in events:
+            numbers.append(-1 if op in _NO_STEPS else made)
+            made += op not in _NO_STEPS
+        self.steps += [
+            numbers[index] for index in kept if events[index][1] >= 0 and events[index][3] != "gone"
+        ]
+        self._made = made

@@ -15,7 +15,7 @@ not, it is to be made to happen before it is called an error.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_freethread.detectors.order import BRIEFLY, DROP, TAKE, Order
 
@@ -49,6 +49,15 @@ class Edge(NamedTuple):
 
 Cycle = tuple[Edge, ...]
 """Each edge's thread holds the lock that the one before takes; the first's holds the last's."""
+
+
+class _AllAlike(dict[int, object]):
+    def get(self, _lock: int, _default: object = None) -> object:
+        return None
+
+
+ALL_ALIKE: Final = _AllAlike()
+"""The same class for each lock: by number, those of other executions cannot be told apart."""
 
 
 class LockOrder(Order):

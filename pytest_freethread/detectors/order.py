@@ -61,6 +61,10 @@ EFFECTS: Final[Mapping[str, int]] = {
     "end": RELEASE,
     "join": ACQUIRE,
     "is_alive": ACQUIRE,
+    # a lock inside of an event, a queue or the like, where real threads are recorded
+    "try": ACQUIRE | RELEASE,
+    "locked": ACQUIRE,
+    "full": ACQUIRE,
     # the clock: to wait for time to pass orders nothing
     "sleep": NOTHING,
     "yield": NOTHING,

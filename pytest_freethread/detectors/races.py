@@ -19,12 +19,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_freethread.detectors.order import Order
-from pytest_freethread.records import Finding
+from pytest_freethread.records import Finding, Race
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
-    from pytest_freethread.records import Place, Race
+    from pytest_freethread.records import Place
 
 # --- what the steps of an execution mean ----------------------------------------------------------
 
@@ -101,6 +102,25 @@ def finding(
         token=token,
         reproduced=reproduced,
     )
+
+
+def one_for_two_lines(
+    found: Iterable[Finding], told: AbstractSet[tuple[str, int]] = frozenset()
+) -> Iterator[Finding]:
+    """One race is several, operation by operation; two lines with one target are one finding.
+
+    Args:
+        found: races.
+        told: lines of which enough was said: a race between them is no news.
+    """
+    said = set()
+    for each in found:
+        assert isinstance(each.evidence, Race)
+        places = frozenset((a.place.file, a.place.line) for a in each.evidence.accesses)
+        if places <= told or (places, each.evidence.target) in said:
+            continue
+        said.add((places, each.evidence.target))
+        yield each
 
 
 # --- what is found --------------------------------------------------------------------------------

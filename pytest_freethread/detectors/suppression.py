@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from pytest_freethread.records import Interleaving, Race
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pytest_freethread.records import Finding, Place
 
@@ -42,6 +43,23 @@ def excused_by(
         if any(fnmatchcase(name, glob) or fnmatchcase(name, f"*/{glob}") for name in names):
             return pattern
     return None
+
+
+def without_benign(
+    findings: Iterable[Finding], patterns: Sequence[str], line: Callable[[str, int], str]
+) -> tuple[list[Finding], Counter[str]]:
+    """The findings that nobody calls benign, and by what said so, how many others there were.
+
+    The arguments are those of `excused_by`.
+    """
+    wanted, suppressed = [], Counter[str]()
+    for finding in findings:
+        reason = excused_by(finding, patterns, line)
+        if reason is None:
+            wanted.append(finding)
+        else:
+            suppressed[reason] += 1
+    return wanted, suppressed
 
 
 def _places(finding: Finding) -> Iterator[Place]:

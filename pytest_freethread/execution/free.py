@@ -18,25 +18,28 @@ import re
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
 
 from pytest_freethread import interpreter
 from pytest_freethread.execution import leaks, stacks
 from pytest_freethread.records import Execution, Failure, Phase, ThreadState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
-    from pytest_freethread.execution.noise import Noise
     from pytest_freethread.records import Plan
 
 T = TypeVar("T")
+Hopeless: TypeAlias = "Callable[[tuple[ThreadState, ...]], tuple[ThreadState, ...]]"
 
 SWITCH_INTERVAL = 1e-6
 """Seconds between thread switches on GIL builds; the default of 5 ms hides most races."""
 
 _GLANCE = 0.5
 """Seconds after which a round that has not ended is looked at for a deadlock, again and again."""
+
+_STILL = 0.02
+"""Seconds between two quick looks: who takes the same lock at both is looked at more closely."""
 
 _SURE = 0.1
 """Seconds between the two looks that must agree before a deadlock is believed."""
@@ -86,13 +89,32 @@ class Workload:
     subjects: tuple[Callable[..., object], ...] = ()
 
 
+class Companion(Protocol):
+    """What goes along with the rounds of a run, and does something to some of them."""
+
+    def prepare(self) -> None:
+        """Before the state of a round is made."""
+
+    def begin(self, threads: Sequence[threading.Thread]) -> None:
+        """Just before the threads of a round start, which run the bodies in this order."""
+
+    def hush(self) -> None:
+        """In the middle of a round that takes long."""
+
+    def end(self, seconds: float) -> None:
+        """When the threads of a round have ended, or are given up, after so many seconds."""
+
+    def close(self) -> None:
+        """When the run is over, however it ends: leave all as it was."""
+
+
 def run(
     plan: Plan,
     workload: Workload,
     watch: leaks.ThreadWatch,
     *,
-    hopeless: Callable[[tuple[ThreadState, ...]], bool],
-    noise: Noise | None = None,
+    hopeless: Hopeless,
+    companion: Companion | None = None,
 ) -> Execution:
     """Run all rounds of a plan, within its budgets.
 
@@ -100,9 +122,9 @@ def run(
         plan: how many threads and rounds, and the budgets.
         workload: what they do.
         watch: knows the threads that the code under test starts.
-        hopeless: whether threads in these states can never go on; asked about a round that takes
-            long, so that a deadlock does not last until the deadline.
-        noise: for the accesses to what the threads share, in some of the rounds; closed in the end.
+        hopeless: which of some threads can never go on; asked about a round that takes long, so
+            that a deadlock does not last until the deadline.
+        companion: goes along with the rounds; closed in the end.
 
     Raises:
         BaseException: one of the workload's `interrupts`, from whichever thread it came, or what
@@ -110,10 +132,10 @@ def run(
     """
     with interpreter.switch_interval(SWITCH_INTERVAL):
         try:
-            return _Run(plan, workload, watch, hopeless, noise).run()
+            return _Run(plan, workload, watch, hopeless, companion).run()
         finally:
-            if noise is not None:
-                noise.close()
+            if companion is not None:
+                companion.close()
 
 
 @dataclass(kw_only=True)
@@ -258,14 +280,14 @@ class _Run:
         plan: Plan,
         workload: Workload,
         watch: leaks.ThreadWatch,
-        hopeless: Callable[[tuple[ThreadState, ...]], bool],
-        noise: Noise | None,
+        hopeless: Hopeless,
+        companion: Companion | None,
     ) -> None:
         self.plan = plan
         self.workload = workload
         self.watch = watch
         self.hopeless = hopeless
-        self.noise = noise
+        self.companion = companion
         self.failures = _Tally()
         self.signals = _Tally()
         self.executions = 0
@@ -347,8 +369,8 @@ class _Run:
 
     def _round(self, round_: int) -> tuple[ThreadState, ...]:
         """Run one round; what its threads are doing if they do not come back."""
-        if self.noise is not None:
-            self.noise.prepare()
+        if self.companion is not None:
+            self.companion.prepare()
         try:
             bodies = self.workload.begin(round_)
         except BaseException as error:
@@ -357,16 +379,16 @@ class _Run:
         began = interpreter.monotonic()
         self._arrived = []
         self._running = len(self._carriers)
-        if self.noise is not None:
-            self.noise.begin()
+        if self.companion is not None:
+            self.companion.begin([carrier.thread for carrier in self._carriers])
         for carrier, body in zip(self._carriers, bodies, strict=True):
             carrier.start(body, self._delay())
         del bodies, body
         stuck = self._await_end(began)
         seconds = interpreter.monotonic() - began
         self._longest_round = max(self._longest_round, seconds)
-        if self.noise is not None:
-            self.noise.end(seconds)
+        if self.companion is not None:
+            self.companion.end(seconds)
         failed = set()
         for carrier in self._carriers:
             if not carrier.ended:
@@ -408,16 +430,23 @@ class _Run:
             if self._round_ends_within(min(_GLANCE, until - interpreter.monotonic())):
                 self._report_progress()
                 return ()
-            if self.noise is not None:
-                self.noise.hush()
+            if self.companion is not None:
+                self.companion.hush()
             self._report_progress()
-            states = self._examine()
             if interpreter.monotonic() >= until:
-                return states
-            if self.hopeless(states):
+                return self._examine()
+            with interpreter.undisturbed():
+                before = stacks.at_locks()
+            if self._round_ends_within(_STILL):
+                return ()
+            with interpreter.undisturbed():
+                waiting = {ident for ident, *_ in before & stacks.at_locks()}
+                stuck = self.hopeless(self._examine(waiting)) if waiting else ()
+            if stuck:
                 if self._round_ends_within(_SURE):
                     return ()
-                if self._examine() == states:
+                states = self._examine()
+                if self.hopeless(states) == stuck:
                     return states
 
     def _round_ends_within(self, seconds: float) -> bool:
@@ -431,8 +460,12 @@ class _Run:
                 return True
             errand()
 
-    def _examine(self) -> tuple[ThreadState, ...]:
-        """The states of the carriers that have not ended and of the threads that they started."""
+    def _examine(self, those: Container[int] | None = None) -> tuple[ThreadState, ...]:
+        """The states of the carriers that have not ended and of the threads that they started.
+
+        Args:
+            those: idents of the threads that are of interest; None: all of them.
+        """
         threads: dict[int, tuple[int | None, str]] = {
             carrier.thread.ident or 0: (carrier.index, carrier.thread.name)
             for carrier in self._carriers
@@ -440,7 +473,9 @@ class _Run:
         }
         for thread in self.watch.running():
             threads[thread.ident or 0] = (None, thread.name)
-        return stacks.examine(threads)
+        return stacks.examine(
+            {ident: who for ident, who in threads.items() if those is None or ident in those}
+        )
 
     def _report_progress(self) -> None:
         now = interpreter.monotonic()

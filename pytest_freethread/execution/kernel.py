@@ -16,7 +16,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import contextvars
-import enum
 import linecache
 import sys
 import threading
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 from pytest_freethread import interpreter
 from pytest_freethread.execution import carriers, stacks
 from pytest_freethread.execution.baton import Baton, Core
-from pytest_freethread.execution.values import described, peek
+from pytest_freethread.execution.values import PLAIN, comparable, described, peek
 from pytest_freethread.instrument import probes, shadows
 from pytest_freethread.instrument.effects import (
     ITEM_ADD,
@@ -97,11 +96,9 @@ class Unwound(BaseException):
 _NOBODY: Final = -1
 _WRITES: Final = tuple(bool(op & 1) for op in range(max(OP_NAMES) + 1))
 _BEGINNING: Final = Pending(None, None, False, -1)
-_BY_IDENTITY: Final = (object.__hash__, enum.Enum.__hash__)
 _LOCKS: Final = frozenset({Lock, RLock})
 _NO_OBJECT: Final = -1
 _STORES: Final = frozenset({ITEM_WRITE, ITEM_ADD})
-_PLAIN: Final = frozenset({str, int, bytes, bool, float, type(None)})
 _make: Final = tuple.__new__
 
 
@@ -239,8 +236,8 @@ class Kernel:
             me.at = site
             return obj if type(obj) in _LOCKS else shadows.stand_in(obj, key)
         index = me.index
-        if op > 1 and type(key) not in _PLAIN:
-            key = _comparable(key)
+        if op > 1 and type(key) not in PLAIN:
+            key = comparable(key)
         if self.quick and self.steps + 1 < self.look:
             self.steps += 1
             if op == ITEM_ADD:
@@ -1432,21 +1429,8 @@ def _native_id() -> int:
     return threading.get_native_id() if hasattr(threading, "get_native_id") else 0
 
 
-def _comparable(key: Any) -> Any:
-    """A key that may be compared without running any code of the user's; None if it is none."""
-    kind: Any = type(key)
-    if kind.__hash__ is tuple.__hash__ and kind.__eq__ is tuple.__eq__:
-        parts = tuple.__getitem__(key, slice(None))
-        return parts if all(type(part) in _PLAIN for part in parts) else None
-    if kind.__hash__ in _BY_IDENTITY and kind.__eq__ is object.__eq__:
-        return SameKey(key)
-    if kind.__hash__ is int.__hash__ and kind.__eq__ is int.__eq__:
-        return int.__int__(key)
-    return None
-
-
 def _has(obj: Any, key: Any) -> bool:
-    """Whether a dict or a set has a key that `_comparable` made."""
+    """Whether a dict or a set has a key that `comparable` made."""
     plain = key.key if type(key) is SameKey else key
     return (dict if isinstance(obj, dict) else set).__contains__(obj, plain)
 

@@ -25,13 +25,13 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_freethread import interpreter
-from pytest_freethread.execution import scope
 from pytest_freethread.instrument import probes
 from pytest_freethread.instrument.effects import ITEM_READ, ROUTE
-from pytest_freethread.instrument.standby import Standby
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
+
+    from pytest_freethread.execution.probing import Probing
 
 GRACE: Final = 0.01
 SHARE: Final = 0.5
@@ -60,9 +60,6 @@ _MEETING_PLACES: Final = (
     *(queue.Queue, queue.SimpleQueue),
 )
 """What threads synchronise on, besides locks: a call to one is worth a pause before it."""
-
-turn: Final = interpreter.Lock()
-"""Held by the run whose noise the probes speak to."""
 
 # Bound at once, like the primitives of `interpreter`: tests patch them.
 _sleep: Final = time.sleep
@@ -93,30 +90,21 @@ class Noise:
     """The noise of one run.
 
     Args:
-        functions: their modules get probes, and those below the working directory.
+        probing: the run's probes.
         seed: where its randomness starts.
-        exact: whether functions that are younger than their module's last look are looked for, at
-            some milliseconds; see `Standby`.
 
     Attributes:
         shared: the sites where threads were seen to share something.
         rounds: how many rounds were noisy.
-        left_out: functions without probes, as (name, reason).
     """
 
-    def __init__(
-        self, functions: tuple[Callable[..., object], ...], seed: int, *, exact: bool
-    ) -> None:
+    def __init__(self, probing: Probing, seed: int) -> None:
         self.shared: set[int] = set()
         self.rounds = 0
-        self.left_out: tuple[tuple[str, str], ...] = ()
-        self._functions = functions
-        self._exact = exact
+        self._probing = probing
         self._random = random.Random(seed)  # noqa: S311 - noise, no secret
         self._yield = interpreter.core_yielder()
-        self._standby: Standby | None = None
-        self._has_turn = self._refused = False
-        self._noisy = self._listening = False
+        self._noisy = self._refused = False
         self._plain_seconds = self._noisy_seconds = 0.0
         # Of the round. Whoever comes late, from a round before, finds it silent.
         self._silent = True
@@ -131,7 +119,8 @@ class Noise:
             return ""
         places = f"{len(self.shared)} shared place" + "s" * (len(self.shared) != 1)
         rounds = f"{self.rounds} round" + "s" * (self.rounds != 1)
-        lacking = f", {len(self.left_out)} functions without probes" if self.left_out else ""
+        left_out = self._probing.left_out
+        lacking = f", {len(left_out)} functions without probes" if left_out else ""
         return f"; noise at {places} in {rounds}{lacking}"
 
     # --- by the thread that runs the rounds -------------------------------------------------------
@@ -143,16 +132,15 @@ class Noise:
         if not self._plain_seconds or self._refused:
             wanted = False
         if wanted != self._noisy:
-            if wanted and self._standby is None:
-                self._get_ready()
+            self._probing.get_ready()
             began = interpreter.monotonic()
             if wanted:
                 self._put_in()
             else:
-                self._take_out()
+                self.rest()
             self._noisy_seconds += interpreter.monotonic() - began
 
-    def begin(self) -> None:
+    def begin(self, threads: Sequence[threading.Thread] = ()) -> None:  # noqa: ARG002 - all alike
         """Just before the threads of a round start."""
         if not self._noisy:
             return
@@ -161,13 +149,13 @@ class Noise:
         self._rate = self._random.choice(_RATES)
         self._longest = self._random.choice(_SLEEPS)
         self._threads, self._touched, self._written = {}, {}, {}
-        self._listen(True)
+        self._probing.listen(self)
         self._silent = False
 
     def hush(self) -> None:
         """In the middle of a round that takes long: have its probes cost as little as they can."""
         self._silent = True
-        self._listen(False)
+        self._probing.listen(None)
 
     def end(self, seconds: float) -> None:
         """When the threads of a round have ended, or are given up, after so many seconds."""
@@ -177,48 +165,21 @@ class Noise:
         else:
             self._plain_seconds += max(seconds, 1e-9)
 
+    def rest(self) -> None:
+        """Have the code as it was, until it is noisy again."""
+        if self._noisy:
+            self._noisy = False
+            self._probing.take_out()
+
     def close(self) -> None:
         """Leave all as it was; a thread that still runs code with probes runs it in silence."""
         self._silent = True
-        if not self._has_turn:
-            return
-        try:
-            self._listen(False)
-        finally:
-            try:
-                if self._standby is not None:
-                    self._standby.end()
-            finally:
-                self._has_turn = False
-                turn.release()
-
-    def _get_ready(self) -> None:
-        if not turn.acquire(blocking=False):
-            return
-        self._has_turn = True
-        probes.route(*_MEETING_PLACES)
-        modules = scope.own(self._functions).values()
-        self._standby = Standby(modules, exact=self._exact)
-        self.left_out = self._standby.left_out
+        self._probing.close()
 
     def _put_in(self) -> None:
-        if self._standby is None or not self._standby.put_in():
-            self._refused = True  # somebody else has the probes
-        else:
-            self._noisy = True
-
-    def _take_out(self) -> None:
-        self._noisy = False
-        self._listen(False)
-        assert self._standby is not None
-        self._standby.take_out()
-
-    def _listen(self, listening: bool) -> None:
-        # Only by this thread and only if it listened: others may have begun to since.
-        if listening != self._listening:
-            self._listening = True
-            probes.listen(self if listening else None)
-            self._listening = listening
+        probes.route(*_MEETING_PLACES)
+        self._noisy = self._probing.put_in()
+        self._refused = not self._noisy  # somebody else has the probes
 
     # --- by all others ----------------------------------------------------------------------------
 

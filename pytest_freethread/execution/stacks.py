@@ -13,6 +13,7 @@ import ast
 import contextlib
 import dis
 import functools
+import gc
 import inspect
 import itertools
 import linecache
@@ -20,7 +21,8 @@ import os
 import re
 import sys
 import threading
-from types import ModuleType
+from dataclasses import dataclass, replace
+from types import FunctionType, GeneratorType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_freethread.records import LockUse, Place, ThreadState
@@ -36,6 +38,18 @@ _THIRD_PARTY = ("site-packages", "dist-packages")
 
 _LOCK_TYPES = (type(threading.Lock()), type(threading.RLock()))
 _LOCK_LIKE = (*_LOCK_TYPES, threading.Condition, threading.Semaphore)
+_OWNER = re.compile(r"owner=(\d+)")
+"""A reentrant lock says in its `repr` which thread holds it; a plain one has no owner."""
+
+_SOMEWHERE = Place(file="", line=0, function="", source="")
+"""Where a lock was taken whose holder is known, but not from its source."""
+
+_ENTERING = frozenset({"Condition.__enter__", "_BaseExitStack.enter_context"})
+"""The library's functions that take a lock for whoever calls them."""
+
+_DEEPEST = 3
+"""How many calls deep a lock may have been taken that is held after they returned."""
+
 _ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: int.__add__,
     ast.Sub: int.__sub__,
@@ -140,11 +154,37 @@ def examine(threads: Mapping[int, tuple[int | None, str]]) -> tuple[ThreadState,
         A state for each thread that is still alive, in the order given.
     """
     frames = sys._current_frames()  # noqa: SLF001 - documented; there is no other way to see them
-    return tuple(
-        _state(frames[ident], index, name)
+    states = {
+        ident: _state(frames[ident], ident, index, name)
         for ident, (index, name) in threads.items()
         if ident in frames
-    )
+    }
+    for state in list(states.values()):
+        use = state.waits_for
+        if use is None or use.owner not in states:
+            continue
+        holder = states[use.owner]
+        if all(each.identity != use.identity for each in holder.holds):
+            taken = replace(use, place=_SOMEWHERE)
+            states[use.owner] = replace(holder, holds=(*holder.holds, taken))
+    return tuple(states.values())
+
+
+def at_locks() -> frozenset[tuple[int, int, int]]:
+    """The threads of this process that are taking locks, each with its frame and its instruction.
+
+    It costs little, and says little of one moment; who is found twice may be waiting.
+    """
+    found = []
+    for ident, innermost in sys._current_frames().items():  # noqa: SLF001 - as above
+        frame: FrameType | None = innermost
+        while frame is not None and is_ours(frame.f_code.co_filename):
+            frame = frame.f_back
+        if frame is not None and frame.f_code.co_qualname in _ENTERING:
+            frame = frame.f_back
+        if frame is not None and _acquisition(frame.f_code, frame.f_lasti) is not None:
+            found.append((ident, id(frame), frame.f_lasti))
+    return frozenset(found)
 
 
 def _line(frame: FrameType) -> int:
@@ -158,16 +198,18 @@ def _outward(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _state(innermost: FrameType, index: int | None, name: str) -> ThreadState:
-    frames = list(_outward(innermost))
-    waits_for = _awaited_lock(frames)
+def _state(innermost: FrameType, ident: int, index: int | None, name: str) -> ThreadState:
+    # A lock that is recorded waits within our own code for whoever called that.
+    frames = list(itertools.dropwhile(lambda f: is_ours(f.f_code.co_filename), _outward(innermost)))
+    waits_for = _awaited_lock(frames) if frames else None
     holds = [
         use
         for frame in reversed(frames)
         if not is_foreign(frame.f_code.co_filename) and not is_ours(frame.f_code.co_filename)
-        for use in _held_in(frame)
+        for use in _held_in(frame, managers=waits_for is not None)
+        if use.owner in {None, ident}
         # A Condition lets go of its lock for as long as it waits.
-        if waits_for is not None or not _waits_on_condition(frames, use.identity)
+        and (waits_for is not None or not _waits_on_condition(frames, use.identity))
     ]
     return ThreadState(
         thread=index,
@@ -195,60 +237,198 @@ def _taken(holds: list[LockUse], waits_for: LockUse | None) -> Iterator[LockUse]
 
 def _awaited_lock(frames: list[FrameType]) -> LockUse | None:
     """The lock that the innermost frame is evaluating `with lock` or `lock.acquire()` on."""
-    frame = frames[frames[0].f_code.co_qualname == "Condition.__enter__"]
-    if frame.f_code.co_filename == threading.__file__:
+    frame = frames[frames[0].f_code.co_qualname in _ENTERING]
+    found = _acquisition(frame.f_code, frame.f_lasti)
+    if found is None:
+        return None
+    lock, line, forever = found
+    return _use(lock, frame, line, forever=forever)
+
+
+@functools.lru_cache(maxsize=4096)
+def _acquisition(code: CodeType, at: int) -> tuple[ast.expr, int, bool] | None:
+    """The lock that an instruction takes, the line, and whether it would wait for ever."""
+    if code.co_filename == threading.__file__:
         return None  # its locks are parts of something that the user knows by another name
-    here = _position(frame)
-    tree = _tree(frame.f_code.co_filename)
+    here = _position(code, at)
+    tree = _tree(code.co_filename)
     if here is None or tree is None:
         return None
     for node in ast.walk(tree):
         if isinstance(node, ast.With):
-            entering = _entered_item(node, frame, here)
+            entering = _entered_item(node, code, at)
             if entering is not None:
                 item = node.items[entering].context_expr
-                return _use(item, frame, item.lineno)
+                return item, item.lineno, True
         elif isinstance(node, ast.Call) and _span(node) == here:
             function = node.func
             if isinstance(function, ast.Attribute) and function.attr == "acquire":
-                forever = not node.args and not node.keywords
-                return _use(function.value, frame, node.lineno, forever=forever)
+                return function.value, node.lineno, not node.args and not node.keywords
+            entered = _entered_by_call(node)
+            if entered is not None:
+                return entered, node.lineno, True
     return None
 
 
-def _held_in(frame: FrameType) -> Iterator[LockUse]:
-    """The locks that a frame took and has not let go of at its current line."""
-    tree = _tree(frame.f_code.co_filename)
-    if tree is None:
-        return
+def _held_in(frame: FrameType, *, managers: bool) -> Iterator[LockUse]:
+    """The locks that a frame took and has not let go of at its current line.
+
+    Args:
+        frame: of a thread, or of a generator that is suspended.
+        managers: whether to look for generators that are context managers, at some milliseconds.
+    """
     line = _line(frame)
-    here = _position(frame)
-    body = _function_around(tree, frame.f_code)
-    manual: dict[str, LockUse] = {}
-    for node in ast.walk(body) if body is not None else ():
+    manual: dict[int, LockUse] = {}
+    for node in _statements(frame.f_code):
         if isinstance(node, ast.With):
             inside = node.body[0].lineno <= line <= (node.end_lineno or line)
-            entering = _entered_item(node, frame, here)
+            entering = _entered_item(node, frame.f_code, frame.f_lasti)
             for item in node.items[:entering] if inside or entering is not None else ():
                 use = _use(item.context_expr, frame, item.context_expr.lineno)
                 if use is not None:
                     yield use
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            function = node.value.func
-            if node.lineno < line and isinstance(function, ast.Attribute):
-                text = ast.unparse(function.value)
-                use = _use(function.value, frame, node.lineno)
-                if function.attr == "acquire" and use is not None:
-                    manual[text] = use
-                elif function.attr == "release":
-                    manual.pop(text, None)
+                elif not isinstance(item.context_expr, ast.Call):
+                    entered = ast.Attribute(item.context_expr, "__enter__", ast.Load())
+                    _follow(_called(entered, item.context_expr), frame, manual, depth=0)
+                elif managers:
+                    yield from _held_by_manager(item.context_expr, frame)
+            for call in ast.walk(node) if inside else ():
+                argument = _entered_by_call(call)
+                if argument is not None and argument.lineno < line:
+                    use = _use(argument, frame, argument.lineno)
+                    if use is not None:
+                        yield use
+        elif isinstance(node, ast.Expr) and node.lineno < line:
+            _follow(node.value, frame, manual, depth=0)
     yield from manual.values()
 
 
-def _entered_item(
-    node: ast.With, frame: FrameType, here: tuple[int | None, ...] | None
-) -> int | None:
-    """The index of the item of a `with` that a frame is entering; None if it is not."""
+@dataclass(frozen=True, kw_only=True)
+class _Returned:
+    """What is known of the frame of a call that has returned."""
+
+    f_code: CodeType
+    f_globals: dict[str, Any]
+    f_locals: dict[str, Any]
+
+
+def _follow(
+    call: ast.expr, frame: FrameType | _Returned, manual: dict[int, LockUse], *, depth: int
+) -> None:
+    """Note what a call has acquired or released, itself or in what it called.
+
+    Args:
+        call: any expression.
+        frame: where it is.
+        manual: by identity, the locks that are held.
+        depth: how many calls it is within.
+    """
+    if not isinstance(call, ast.Call):
+        return
+    if isinstance(call.func, ast.Attribute) and call.func.attr in {"acquire", "release"}:
+        use = _use(call.func.value, frame, call.lineno)
+        if use is not None and call.func.attr == "acquire":
+            manual[use.identity] = use
+        elif use is not None:
+            manual.pop(use.identity, None)
+        return
+    made = _made_by(call, frame) if depth < _DEEPEST else None
+    for node in () if made is None else _statements(made.f_code):
+        if made is not None and isinstance(node, ast.Expr):
+            _follow(node.value, made, manual, depth=depth + 1)
+
+
+@functools.lru_cache(maxsize=1024)
+def _statements(code: CodeType) -> tuple[ast.stmt, ...]:
+    """The statements of a function, line by line; none where its source is not to be had."""
+    tree = _tree(code.co_filename)
+    body = None if tree is None else _function_around(tree, code)
+    found = [node for node in ast.walk(body) if isinstance(node, ast.stmt)] if body else []
+    return tuple(sorted(found, key=lambda node: (node.lineno, node.col_offset)))
+
+
+def _made_by(call: ast.Call, frame: FrameType | _Returned) -> _Returned | None:
+    """The frame that the call of a function, or of a method, has had."""
+    given: list[ast.expr] = list(call.args)
+    try:
+        if isinstance(call.func, ast.Attribute):
+            owner = _evaluate(call.func.value, frame)
+            function = inspect.getattr_static(type(owner), call.func.attr, None)
+            arguments = [owner]
+        else:
+            function, arguments = _evaluate(call.func, frame), []
+    except _Unknown:
+        return None
+    if not isinstance(function, FunctionType) or is_foreign(function.__code__.co_filename):
+        return None
+    code = function.__code__
+    known = dict(zip(code.co_varnames, arguments, strict=False))
+    for parameter, expression in zip(code.co_varnames[len(arguments) :], given, strict=False):
+        with contextlib.suppress(_Unknown):
+            known[parameter] = _evaluate(expression, frame)
+    return _Returned(f_code=code, f_globals=function.__globals__, f_locals=known)
+
+
+def _called(function: ast.expr, where: ast.expr) -> ast.Call:
+    return ast.copy_location(ast.Call(function, [], []), where)
+
+
+def _entered_by_call(node: ast.AST) -> ast.expr | None:
+    """What `stack.enter_context(…)` enters, if a node is that."""
+    match node:
+        case ast.Call(func=ast.Attribute(attr="enter_context"), args=[entered]):
+            return entered
+    return None
+
+
+def _held_by_manager(call: ast.Call, frame: FrameType) -> Iterator[LockUse]:
+    """The locks that a generator holds which is the context manager that a call has made.
+
+    It is the one of that name that is suspended and was given the same arguments.
+    """
+    found = [
+        generator.gi_frame
+        for generator in gc.get_objects()
+        if type(generator) is GeneratorType
+        and generator.gi_frame is not None
+        and not generator.gi_running
+        and _may_have_made(call, frame, generator.gi_frame)
+    ]
+    if len(found) == 1:
+        yield from _held_in(found[0], managers=True)
+
+
+def _may_have_made(call: ast.Call, frame: FrameType, made: FrameType) -> bool:
+    """Whether a generator's frame has the name and the arguments of a call, as far as is known."""
+    code = made.f_code
+    given: list[ast.expr] = list(call.args)
+    match call.func:
+        case ast.Attribute(value=owner, attr=name):
+            given = [owner, *given] if code.co_varnames[:1] in {("self",), ("cls",)} else given
+        case ast.Name(id=name):
+            pass
+        case _:
+            return False
+    if code.co_name != name or len(given) > code.co_argcount:
+        return False
+    for parameter, expression in zip(code.co_varnames, given, strict=False):
+        try:
+            value = _evaluate(expression, frame)
+        except _Unknown:
+            continue
+        if parameter in made.f_locals and not _same(made.f_locals[parameter], value):
+            return False
+    return True
+
+
+def _same(one: Any, other: Any) -> bool:
+    plain = type(one) is type(other) and type(one) in (str, int)
+    return one is other or (plain and bool(one == other))
+
+
+def _entered_item(node: ast.With, code: CodeType, at: int) -> int | None:
+    """The index of the item of a `with` that an instruction enters; None if it does not."""
+    here = _position(code, at)
     spans = [_span(item.context_expr) for item in node.items]
     if here in spans:
         return spans.index(here)
@@ -257,12 +437,12 @@ def _entered_item(
     # Up to 3.12 the position is that of the whole statement, once for each item.
     entries = [
         instruction.offset
-        for instruction in dis.get_instructions(frame.f_code)
+        for instruction in dis.get_instructions(code)
         if instruction.opname == "BEFORE_WITH"
         and instruction.positions is not None
         and _ordered(instruction.positions) == here
     ]
-    return entries.index(frame.f_lasti) if frame.f_lasti in entries else None
+    return entries.index(at) if at in entries else None
 
 
 def _waits_on_condition(frames: list[FrameType], identity: int) -> bool:
@@ -284,7 +464,7 @@ def _blocking_call(frames: list[FrameType]) -> str | None:
 
 
 def _use(
-    expression: ast.expr, frame: FrameType, line: int, *, forever: bool = True
+    expression: ast.expr, frame: FrameType | _Returned, line: int, *, forever: bool = True
 ) -> LockUse | None:
     try:
         lock = _evaluate(expression, frame)
@@ -294,16 +474,18 @@ def _use(
         return None
     if isinstance(lock, threading.Condition):
         lock = _lock_of(lock)
+    owner = _OWNER.search(repr(lock)) if isinstance(lock, _LOCK_TYPES[1]) else None
     return LockUse(
         name=name_of(expression, frame),
         identity=id(lock),
         place=place_of(frame.f_code, line),
+        owner=None if owner is None else int(owner[1]),
         # Whoever waits for a semaphore may be let in by any other thread.
         forever=forever and not isinstance(lock, threading.Semaphore),
     )
 
 
-def name_of(expression: ast.expr, frame: FrameType) -> str:
+def name_of(expression: ast.expr, frame: FrameType | _Returned) -> str:
     """What an expression of a frame is called: `Class.lock` for an attribute, or as written."""
     if isinstance(expression, ast.Attribute) and isinstance(expression.value, ast.Name):
         try:
@@ -315,7 +497,7 @@ def name_of(expression: ast.expr, frame: FrameType) -> str:
     return ast.unparse(expression)
 
 
-def _evaluate(node: ast.expr, frame: FrameType) -> Any:
+def _evaluate(node: ast.expr, frame: FrameType | _Returned) -> Any:
     """Evaluate an expression of a frame without running any of the user's code."""
     match node:
         case ast.Name():
@@ -359,10 +541,9 @@ def _ordered(positions: dis.Positions) -> tuple[int | None, ...]:
     )
 
 
-def _position(frame: FrameType) -> tuple[int | None, ...] | None:
-    """Line, end line, column and end column of the expression that the frame is in."""
-    positions = frame.f_code.co_positions()
-    return next(itertools.islice(positions, frame.f_lasti // 2, None), None)
+def _position(code: CodeType, at: int) -> tuple[int | None, ...] | None:
+    """Line, end line, column and end column of the expression that an instruction belongs to."""
+    return next(itertools.islice(code.co_positions(), at // 2, None), None)
 
 
 def _span(node: ast.expr | ast.stmt) -> tuple[int | None, ...]:

@@ -15,7 +15,8 @@ from typing import Any, Final
 from pytest_freethread.instrument.shadows import SameKey
 from pytest_freethread.interpreter import namespace_of
 
-_PLAIN: Final = frozenset({str, int, bytes, bool, float, type(None)})
+PLAIN: Final = frozenset({str, int, bytes, bool, float, type(None)})
+_BY_IDENTITY: Final = (object.__hash__, Enum.__hash__)
 _CONTAINERS: Final = frozenset({list, dict, set, tuple, frozenset, bytearray, deque})
 _UNKNOWN: Final = object()
 _LONGEST: Final = 40
@@ -76,7 +77,27 @@ def described(obj: Any, key: Any, op: str, name: str | None) -> tuple[str, str, 
         found: Any = sys.modules.get(module) if type(module) is str else None
         if issubclass(type(found), ModuleType) and namespace_of(found) is obj:
             return op.replace("item", "global"), str(module), key
-    return op, label, _short(key.key) if type(key) is SameKey else repr(key)
+    return op, label, written(key)
+
+
+def written(key: Any) -> str:
+    """An item's key, as it was made comparable, in the source's words."""
+    return _short(key.key) if type(key) is SameKey else repr(key)
+
+
+def comparable(key: Any) -> Any:
+    """A key that may be compared without running any code of the user's; None if it is none."""
+    kind: Any = type(key)
+    if kind in PLAIN:
+        return key
+    if kind.__hash__ is tuple.__hash__ and kind.__eq__ is tuple.__eq__:
+        parts = tuple.__getitem__(key, slice(None))
+        return parts if all(type(part) in PLAIN for part in parts) else None
+    if kind.__hash__ in _BY_IDENTITY and kind.__eq__ is object.__eq__:
+        return SameKey(key)
+    if kind.__hash__ is int.__hash__ and kind.__eq__ is int.__eq__:
+        return int.__int__(key)
+    return None
 
 
 def _attribute(obj: Any, key: Any) -> str | None:
@@ -97,7 +118,7 @@ def _attribute(obj: Any, key: Any) -> str | None:
             except AttributeError:
                 return MISSING
         if found is not _UNKNOWN:
-            return _short(found) if type(found) in _PLAIN else None
+            return _short(found) if type(found) in PLAIN else None
     return (
         None
         if issubclass(type(obj), type) or any("__getattr__" in base for base in bases)
@@ -115,11 +136,11 @@ def _own(names: Any, key: Any) -> Any:
 
 def _short(value: Any) -> str:
     kind = type(value)
-    if kind in _PLAIN:
+    if kind in PLAIN:
         return _cut(repr(value))
     if kind in _CONTAINERS:
         text = ""
-        if len(value) <= 4 and all(type(each) in _PLAIN for each in value):
+        if len(value) <= 4 and all(type(each) in PLAIN for each in value):
             if kind in {set, frozenset} and value:
                 text = f"{{{', '.join(sorted(map(repr, value)))}}}"  # their order is by chance
             elif kind is not dict or not value:

@@ -17,7 +17,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_freethread import interpreter
-from pytest_freethread.execution import noise, scope, stacks
+from pytest_freethread.execution import probing, scope, stacks
 from pytest_freethread.instrument import probes
 from pytest_freethread.instrument.effects import ROUTE
 from pytest_freethread.instrument.rewrite_locks import WAITING_CALLS, rewrite_locks
@@ -57,11 +57,11 @@ class LockTimer:
 
     def __enter__(self) -> None:
         """Put the probes in, unless somebody else has some in."""
-        if not noise.turn.acquire(blocking=False):
+        if not probing.turn.acquire(blocking=False):
             self.refused = "another run has the probes"
             return
         with contextlib.ExitStack() as undo:
-            undo.callback(noise.turn.release)
+            undo.callback(probing.turn.release)
             probes.route(*_MEETING_PLACES)
             modules = scope.own(self._functions).values()
             standby = Standby(modules, exact=True, rewrite=rewrite_locks)

@@ -26,6 +26,7 @@ from types import FunctionType, GenericAlias, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pytest_freethread.instrument import probes
+from pytest_freethread.instrument.patching import Patches
 from pytest_freethread.instrument.probes import SITES, Site
 from pytest_freethread.interpreter import namespace_of
 
@@ -228,24 +229,35 @@ def _me() -> tuple[Conductor, Task] | None:
 # --- places of calls from code without probes -----------------------------------------------------
 
 _SELF = __file__
-_THROUGH: Final = {threading.__file__, queue.__file__, _SELF, contextlib.__file__}
+_THROUGH: Final = dict.fromkeys((threading.__file__, queue.__file__, _SELF, contextlib.__file__))
 _sites: Final[dict[tuple[CodeType, int], int]] = {}
 
 
 def skip_file(file: str) -> None:
     """Say that synchronisation in a source file is done on behalf of its caller."""
-    _THROUGH.add(file)
+    _THROUGH[file] = None
 
 
-def caller_site() -> int:
-    """The site of the innermost call that is not within a primitive's own code."""
+def is_through(file: str) -> bool:
+    """Whether synchronisation in a source file is done on behalf of its caller."""
+    return file in _THROUGH
+
+
+def caller_site(known: dict[Any, int] = _sites) -> int:
+    """The site of the innermost call that is not within a primitive's own code.
+
+    Args:
+        known: the sites that were found before; threads that run at once have one each.
+    """
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename in _THROUGH:
         frame = frame.f_back
     code = frame.f_code
     key = code, frame.f_lasti
-    found = _sites.get(key)
+    found = known.get(key)
     if found is None:
+        found = known[key] = _sites.get(key, -1)
+    if found < 0:
         line = frame.f_lineno or code.co_firstlineno
         SITES.append(
             Site(
@@ -258,7 +270,7 @@ def caller_site() -> int:
                 name=None,
             )
         )
-        found = _sites[key] = len(SITES) - 1
+        found = known[key] = _sites[key] = len(SITES) - 1
     return found
 
 
@@ -1006,9 +1018,6 @@ _FUNCTIONS: Final[dict[int, Any]] = {
 
 # --- putting it all in and taking it out ----------------------------------------------------------
 
-_PACKAGE = __name__.partition(".")[0]
-_absent: Final = object()
-
 
 class _Nobody(set[Any]):
     def add(self, thread: Any) -> None:
@@ -1019,9 +1028,7 @@ class Shadows:
     """All of the above in place, from `install` to `restore`."""
 
     def __init__(self) -> None:
-        self._methods: list[tuple[type, str, Any]] = []
-        self._names: list[tuple[dict[str, Any], str, Any, Any]] = []
-        self._defaults: list[tuple[FunctionType, tuple[Any, ...]]] = []
+        self._patches = Patches()
 
     def install(self, conductor: Conductor, modules: Iterable[ModuleType] = ()) -> None:
         """Have `conductor` asked by all threads; at most one at a time.
@@ -1035,74 +1042,34 @@ class Shadows:
         _conductor = conductor
         for owner, name, method in _METHODS:
             self._patch(owner, name, method)
-        for module in list(sys.modules.values()):
-            if issubclass(type(module), ModuleType):
-                names = namespace_of(module)
-                if not _ours(str(names.get("__name__"))):
-                    self._patch_names(names)
+        patches = self._patches
+        patches.everywhere(_FUNCTIONS)
         for module in modules:
             for function in _functions(module):
-                self._patch_defaults(function)
+                patches.defaults(function, _FUNCTIONS)
         # Who is alive is known here; that list would only be a place where all threads meet.
-        self._set(vars(threading), "_dangling", _Nobody())
+        patches.name(vars(threading), "_dangling", _Nobody())
         executors = sys.modules.get("concurrent.futures.thread")
         if executors is not None:
-            self._set(vars(executors), "_threads_queues", {})
+            patches.name(vars(executors), "_threads_queues", {})
             # Held around operations of ours, in code without probes.
             real = executors._global_shutdown_lock
-            self._set(vars(executors), "_global_shutdown_lock", Lock.around(real))
+            patches.name(vars(executors), "_global_shutdown_lock", Lock.around(real))
             base = sys.modules["concurrent.futures._base"]
             self._patch(base.Future, "__init__", _numbered(base.Future.__init__))
             self._patch(base.Future, "__hash__", _number)
-            self._set(vars(base), "id", _number)  # by which futures are sorted
+            patches.name(vars(base), "id", _number)  # by which futures are sorted
             skip_file(str(executors.__file__))
             skip_file(str(base.__file__))
         probes.route(*_ROUTED)
 
     def _patch(self, owner: type, name: str, method: Callable[..., Any]) -> None:
-        original = owner.__dict__.get(name, _absent)
-        _real[method] = original
-        self._methods.append((owner, name, original))
-        setattr(owner, name, method)
-
-    def _patch_names(self, namespace: dict[str, Any]) -> None:
-        found = [name for name, value in list(namespace.items()) if id(value) in _FUNCTIONS]
-        for name in found:
-            self._set(namespace, name, _FUNCTIONS[id(namespace[name])])
-
-    def _patch_defaults(self, function: FunctionType) -> None:
-        defaults = function.__defaults__
-        if defaults and any(id(value) in _FUNCTIONS for value in defaults):
-            self._defaults.append((function, defaults))
-            function.__defaults__ = tuple(_FUNCTIONS.get(id(value), value) for value in defaults)
-        if function.__kwdefaults__:
-            self._patch_names(function.__kwdefaults__)
-
-    def _set(self, namespace: dict[str, Any], name: str, value: Any) -> None:
-        self._names.append((namespace, name, namespace.get(name, _absent), value))
-        namespace[name] = value
+        _real[method] = self._patches.method(owner, name, method)
 
     def restore(self) -> None:
         """Put everything back, but what somebody else has changed meanwhile."""
         global _conductor  # noqa: PLW0603 - see above
-        while self._names:
-            namespace, name, original, ours = self._names[-1]
-            if namespace.get(name, _absent) is ours:
-                if original is _absent:
-                    del namespace[name]
-                else:
-                    namespace[name] = original
-            self._names.pop()
-        while self._defaults:
-            function, defaults = self._defaults.pop()
-            function.__defaults__ = defaults
-        while self._methods:
-            owner, name, original = self._methods[-1]
-            if original is not _absent:
-                setattr(owner, name, original)
-            elif name in owner.__dict__:
-                delattr(owner, name)
-            self._methods.pop()
+        self._patches.restore()
         _conductor = None
 
 
@@ -1123,10 +1090,6 @@ def insist_on_being_alone() -> None:
     """Raise `RuntimeError` if a conductor is in place."""
     if _conductor is not None:
         raise RuntimeError("a controlled run is under way already, and there can be one only")
-
-
-def _ours(module: str) -> bool:
-    return module.partition(".")[0] == _PACKAGE and not module.startswith(f"{_PACKAGE}.reference")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import functools
 import os
 import shlex
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,12 +13,19 @@ import pytest
 from pytest_freethread import interpreter
 from pytest_freethread.errors import SettingError
 from pytest_freethread.plugin.contexts import body_of
-from pytest_freethread.plugin.items import INTERRUPTS, RerunTest, failure_of, findings_of, lines_of
+from pytest_freethread.plugin.items import (
+    INTERRUPTS,
+    RerunTest,
+    failure_of,
+    findings_of,
+    lines_of,
+    shortened,
+)
 from pytest_freethread.plugin.parts import SIGNALS
 from pytest_freethread.records import Interleaving, Race, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from _pytest._code.code import ReprFileLocation
 
@@ -108,7 +114,7 @@ class ExploredTest(RerunTest):
             "skip": str(self._signal) if self._signal is not None and self._completed else None,
             "token": tokens[0] if tokens else None,
             "benign": self.plan.benign,
-            "suppressed": {} if self._search is None else shortened(self._search.suppressed),
+            "suppressed": shortened(result.suppressed),
             "findings": findings_of(result),
         }
 
@@ -216,16 +222,6 @@ def with_the_way_back(item: pytest.Function, plan: ExplorationPlan, finding: Fin
         return finding
     command = _command(item, finding.token, plan)
     return replace(finding, evidence=replace(evidence, command=command))
-
-
-def shortened(suppressed: Mapping[str, int]) -> dict[str, int]:
-    """By what said so; the place of a comment as seen from the working directory."""
-    from pytest_freethread.report import layout
-
-    return {
-        layout.relative(reason) if Path(reason).is_absolute() else reason: count
-        for reason, count in suppressed.items()
-    }
 
 
 def _command(item: pytest.Function, token: str, plan: ExplorationPlan) -> str:

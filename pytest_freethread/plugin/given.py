@@ -18,13 +18,14 @@ import pytest
 
 from pytest_freethread import interpreter
 from pytest_freethread.errors import SettingError, ThreadSafetyError
-from pytest_freethread.plugin.explored import shortened, with_the_way_back
+from pytest_freethread.plugin.explored import with_the_way_back
 from pytest_freethread.plugin.items import (
     INTERRUPTS,
     RerunTest,
     failure_of,
     findings_of,
     lines_of,
+    shortened,
 )
 from pytest_freethread.plugin.parts import SIGNALS
 from pytest_freethread.records import ExplorationPlan, Interleaving, Plan, Verdict

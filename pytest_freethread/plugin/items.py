@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,7 @@ from pytest_freethread.plugin.contexts import Context, body_of, is_wide, only
 from pytest_freethread.plugin.parts import SIGNALS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from pytest_freethread.execution.leaks import ThreadWatch
@@ -226,6 +227,8 @@ class ParallelTest(RerunTest):
             "cut": execution.cut,
             "skipped": sum(signal.count for signal in signals),
             "skip": str(signals[0].exception) if signals else "",
+            "benign": self.plan.benign,
+            "suppressed": shortened(result.suppressed),
             "findings": findings_of(result),
         }
 
@@ -314,6 +317,16 @@ def failure_of(finding: Finding) -> Failure | None:
 def findings_of(result: Result) -> list[list[str | None]]:
     """The findings as plain values: severity, kind, message, token."""
     return [[f.severity, f.kind, f.message, f.token] for f in result.findings]
+
+
+def shortened(suppressed: Mapping[str, int]) -> dict[str, int]:
+    """By what said so; the place of a comment as seen from the working directory."""
+    from pytest_freethread.report import layout
+
+    return {
+        layout.relative(reason) if Path(reason).is_absolute() else reason: count
+        for reason, count in suppressed.items()
+    }
 
 
 def lines_of(lines: Iterable[str]) -> ReprEntryNative:

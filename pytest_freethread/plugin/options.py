@@ -37,7 +37,10 @@ SETTINGS = {
         "parallelism: when to time the waits for locks: always, never, or auto, where a claim "
         "does not hold (default: auto)"
     ),
-    "races": "explore: whether a race is an error, a note, or off (default: note)",
+    "races": (
+        "whether a race is an error, a note, or off (default: explore: note; stress: off, since "
+        "rounds that are recorded are slower)"
+    ),
     "deadline": "seconds after which threads that do not come back are given up (default: 30)",
 }
 
@@ -54,10 +57,10 @@ PLACES = {
 
 MARKERS = (
     (
-        "freethread(mode=, threads=, seconds=, seed=, deadline=, shared=[...], rounds=, noise=, "
-        "schedules=, strategy=, preemptions=, include=[...], races=, benign=[...]): rerun in "
-        "parallel threads (mode 'stress', which rounds and noise are for) or explore one schedule "
-        "after another (mode 'explore', which the last six are for); `shared` names "
+        "freethread(mode=, threads=, seconds=, seed=, deadline=, shared=[...], races=, "
+        "benign=[...], rounds=, noise=, schedules=, strategy=, preemptions=, include=[...]): rerun "
+        "in parallel threads (mode 'stress', which rounds and noise are for) or explore one "
+        "schedule after another (mode 'explore', which the last four are for); `shared` names "
         "function-scoped fixtures of which all threads use one instance"
     ),
     (
@@ -89,7 +92,7 @@ def add(parser: pytest.Parser) -> None:
         group.addoption(f"--{name}", metavar=setting.upper(), default=None, help=help_)
         parser.addini(_ini(name), help_, default=None)
     help_ = (
-        "what judges find in explored tests and nobody wants to hear of, a pattern ([KIND:]GLOB) "
+        "what judges find in tests and nobody wants to hear of, a pattern ([KIND:]GLOB) "
         "on each line, such as race:Stats.total or legacy/*.py"
     )
     parser.addini("freethread_benign", help_, type="linelist", default=[])

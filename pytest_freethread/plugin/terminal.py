@@ -153,7 +153,7 @@ class Summary:
         """What was suppressed, by which comment or pattern, and the patterns that match nothing."""
         suppressed = Counter[str]()
         patterns: dict[str, None] = {}
-        for note in self._by("explored").values():
+        for note in (*self._by("parallel").values(), *self._by("explored").values()):
             suppressed.update(note["suppressed"])
             patterns |= dict.fromkeys(note["benign"])
         if suppressed:

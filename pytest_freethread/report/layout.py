@@ -43,7 +43,8 @@ def lock_rows(state: ThreadState) -> Iterator[tuple[str, ...]]:
     """What a thread holds and waits for, as cells for `columns`."""
     who = title(state)
     for use in state.holds:
-        yield who, "holds", use.name, f"taken at {place(use.place)}", use.place.source
+        taken = f"taken at {place(use.place)}" if use.place.file else "taken in a call"
+        yield who, "holds", use.name, taken, use.place.source
         who = ""
     if state.waits_for:
         use = state.waits_for

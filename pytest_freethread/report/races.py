@@ -27,6 +27,9 @@ def lines(finding: Finding, race: Race) -> Iterator[str]:
         yield from _whence(access)
     yield ""
     yield from textwrap.wrap(f"{_why(race)} {_repair(race)}", _WIDTH)
+    if finding.token is None:
+        yield ""
+        yield from textwrap.wrap(f"Not replayable: seen in a free run. {_seen(race)}", _WIDTH)
     if finding.reproduced is not None:
         yield ""
         yield "reproduced {}/{}".format(*finding.reproduced)
@@ -78,6 +81,18 @@ def _why(race: Race) -> str:
         bare, locked = (one, other) if not one.holds else (other, one)
         reason = f"{_noun(bare)} is not under {' or '.join(use.name for use in locked.holds)}"
     return f"Nothing orders them:{met} {reason}."
+
+
+def _seen(race: Race) -> str:
+    if race.together:
+        return (
+            "One thread was held up before its access until the other one came to its own: both "
+            "stood there at the same moment."
+        )
+    return (
+        "No lock, queue or thread that was recorded puts them in order. They were not seen at the "
+        "same moment, so something that was not recorded may."
+    )
 
 
 def _noun(access: RacingAccess) -> str:

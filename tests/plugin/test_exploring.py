@@ -685,7 +685,7 @@ def test_the_names_of_the_strategies_are_those_that_there_are():
     [
         ("mode='explode'", "'explode' is not a mode ('stress' or 'explore')"),
         ("schedules=4", "it means something in mode 'explore' only; say mode='explore' too"),
-        ("mode='stress', races='off'", "it means something in mode 'explore' only"),
+        ("mode='stress', include=['json']", "it means something in mode 'explore' only"),
         ("mode='explore', rounds=4", "it means something in mode 'stress' only"),
         ("mode='explore', schedules=0", "0 is not a number of schedules (a positive integer)"),
         (

@@ -153,8 +153,8 @@ def test_an_absurd_flag_in_the_ini_file_stops_with_one_line(pytester):
         ),
         (
             "freethread(xyz=4)",
-            "marker freethread(xyz=4): no such setting; there are: deadline, include, mode, "
-            "noise, preemptions, races, rounds, schedules, seconds, seed, shared, strategy, threads",
+            "marker freethread(xyz=4): no such setting; there are: benign, deadline, include, "
+            "mode, noise, preemptions, races, rounds, schedules, seconds, seed, shared, strategy, threads",
         ),
         (
             "freethread(4)",

@@ -1,0 +1,25 @@
+"""Fixtures of several test modules."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+@pytest.fixture
+def run_program(tmp_path):
+    """Run a program in a process of its own, since what gets stuck stays stuck."""
+
+    def run(source):
+        program = tmp_path / "program.py"
+        program.write_text(textwrap.dedent(source))
+        process = subprocess.run(
+            [sys.executable, program], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+
+    return run
