@@ -212,6 +212,7 @@ def search(
                 choose = scheduler.choose if learn else explorer.controlled.apart(scheduler.choose)
                 execution = explorer.run(
                     choose,
+                    max_steps=_MOST_STEPS if stays and explorer.alone is None else None,
                     early_timeouts=early,
                     stays=stays,
                     hear=None if suspicions is None else suspicions.hear,
@@ -230,7 +231,9 @@ def search(
             if progress is not None:
                 progress(learning + count)
             if explorer.alone is None and (stays or execution.outcome == "livelock"):
-                explorer.alone = execution.steps if stays else explorer.replay([]).steps
+                explorer.alone = (
+                    execution.steps if stays else explorer.replay([], max_steps=_MOST_STEPS).steps
+                )
                 too_long = explorer.alone >= _MOST_STEPS and program.ends
                 if too_long:
                     break
@@ -424,6 +427,7 @@ class _Explorer:
         self,
         choose: Callable[..., int],
         *,
+        max_steps: int | None = None,
         early_timeouts: int = sys.maxsize,
         record: bool = False,
         fair: bool = True,
@@ -438,7 +442,7 @@ class _Explorer:
             setup=program.setup,
             invariant=program.invariant,
             cleanup=program.cleanup,
-            max_steps=_MOST_STEPS if stays and self.alone is None else self.max_steps,
+            max_steps=max_steps or self.max_steps,
             early_timeouts=early_timeouts,
             record=record,
             fair=fair,
@@ -469,6 +473,7 @@ class _Explorer:
         choices: Sequence[int],
         *,
         strict: bool = True,
+        max_steps: int | None = None,
         record: bool = False,
         hear: Hear | None = None,
         watched: Container[int] = (),
@@ -477,6 +482,7 @@ class _Explorer:
         replay.begin()
         execution = self.run(
             replay.choose,
+            max_steps=max_steps,
             record=record,
             fair=False,
             stays=replay.stays(),
