@@ -79,6 +79,9 @@ _MOST_ALONE: Final = 2_000_000
 _COMPUTES: Final = 0.05
 """The share of its time from which on a thread computes; below it is blocked, and says nothing."""
 
+_MOST_KEPT: Final = 10_000
+"""Objects that are kept before anybody looks which of them nobody else has any more."""
+
 _MOST_EVENTS: Final = 50_000
 """What is kept until the judges hear it."""
 
@@ -178,8 +181,9 @@ class Kernel:
     events: list[Event]
     numbers: dict[int, int]
     kept: dict[int, Any]
+    most_kept: int
     counted: int
-    touched_at: dict[Any, tuple[dict[int, int], set[int]]]
+    touched_at: dict[int, dict[Any, tuple[dict[int, int], set[int]]]]
 
     def __init__(
         self,
@@ -703,6 +707,7 @@ class Kernel:
         self.log = None if hear is None else self.events.append
         self.numbers = {}
         self.kept = {}
+        self.most_kept = _MOST_KEPT
         self.counted = 0
         self.touched_at = {}
         self.tasks = [Task(index, _nothing) for index in range(count)]
@@ -1277,18 +1282,15 @@ class Kernel:
         if known is not None:
             me.numbers[identity] = known
             return known
-        numbers, kept, log, tasks = self.numbers, self.kept, self.log, self.tasks
+        kept = self.kept
         self.counted = number = self.counted + 1
         if issubclass(type(obj), threading.local):  # every thread has its own
             number = _NO_OBJECT
-        numbers[identity] = me.numbers[identity] = number
+        self.numbers[identity] = me.numbers[identity] = number
 
         def end(_: object) -> None:
-            del numbers[identity], kept[identity]
-            for task in tasks:
-                task.numbers.pop(identity, None)
-            if log is not None:
-                log((0, number, None, "gone", -1))
+            if self.kept is kept:  # the execution is still under way
+                self._forget(identity)
 
         try:
             kept[identity] = weakref.ref(obj, end)
@@ -1310,24 +1312,45 @@ class Kernel:
     def _tell(self) -> None:
         """Have the judges hear what happened since they heard last."""
         if self.hear is not None:
+            if len(self.kept) > self.most_kept:
+                self._let_go()
             events, self.events = self.events, []
             self.log = self.events.append
             if self.staying and self.learn:
                 self._learn_from(events)
             self.hear(events)
 
+    def _let_go(self) -> None:
+        """Let go of objects that are kept here alone: what cannot be referred to weakly."""
+        for identity in list(self.kept):
+            held = self.kept[identity]
+            # One reference is the record's, one is `held`, one the argument's.
+            if type(held) is not weakref.ref and sys.getrefcount(held) <= 3:
+                self._forget(identity)
+        self.most_kept = _MOST_KEPT + 2 * len(self.kept)
+
+    def _forget(self, identity: int) -> None:
+        number = self.numbers.pop(identity)
+        del self.kept[identity]
+        for task in self.tasks:
+            task.numbers.pop(identity, None)
+        if self.log is not None:
+            self.log((0, number, None, "gone", -1))
+
     def _learn_from(self, events: Iterable[Event]) -> None:
         """The same as `_first_touch`, of an execution in which there was nothing to choose."""
-        touched = self.touched_at
         for thread, number, key, op, site in dict.fromkeys(events):
-            if op.__class__ is not int:
+            if op == "gone":
+                self.touched_at.pop(number, None)
+            if not isinstance(op, int):
                 continue
-            location = touched.setdefault((number, key if op < 2 else None), ({}, set()))
-            location[0][thread] = location[0].get(thread, 0) | op & 1
-            location[1].add(site)
-            if len(location[0]) > 1 and any(location[0].values()) and location[1] - self.sites:
-                self.sites |= location[1]
-                self.quiet_sites -= location[1]
+            places = self.touched_at.setdefault(number, {})
+            wrote, sites = places.setdefault(key if op < 2 else None, ({}, set()))
+            wrote[thread] = wrote.get(thread, 0) | op & 1
+            sites.add(site)
+            if len(wrote) > 1 and any(wrote.values()) and sites - self.sites:
+                self.sites |= sites
+                self.quiet_sites -= sites
                 self.widened = True
             elif site not in self.sites:
                 self.quiet_sites.add(site)
