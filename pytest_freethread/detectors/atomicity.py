@@ -24,6 +24,7 @@ _WRITE: Final = 1  # as in `races`
 _ATOMIC: Final = 2
 _ITEM: Final = 4
 _WHOLE: Final = 8
+_VAIN: Final = 16
 
 
 def same_function(look: Place, act: Place) -> bool:
@@ -128,17 +129,20 @@ class Atomicity(Order):
         Iteration is no look: what another thread changes under it is a race.
         """
         super().access(thread, obj, key, how, site, stack)
-        if how >= _WHOLE:
+        if how & _WHOLE:
             key = None
         locations = self._locations.setdefault(obj, {})
         location = locations.get(key)
         if location is None:
             location = locations[key] = _Location()
-        if not how & _WRITE:
+        if not how & (_WRITE | _VAIN):
             if how & (_WHOLE | _ATOMIC) != _WHOLE:
                 location.looks[thread] = self._point(thread, site)
             return ()
         found = self._act(obj, key, location, thread, site)
+        if how & _VAIN:
+            return found
+        self._change(location, self._point(thread, site))
         if how >= _ITEM and key is not None:
             whole = locations.setdefault(None, _Location())
             self._change(whole, self._point(thread, site))
@@ -156,7 +160,6 @@ class Atomicity(Order):
         self, obj: int, key: Hashable, location: _Location, thread: int, site: int
     ) -> Sequence[Torn]:
         change, look = location.written, location.looks.pop(thread, None)
-        self._change(location, self._point(thread, site))
         if look is None:
             return ()
         act = self._point(thread, site, after=look.event)

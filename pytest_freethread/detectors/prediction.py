@@ -129,13 +129,13 @@ class Trace:
         if owner is None:
             owner = self._objects[obj] = _Object()
         write, group = how & _WRITE, (thread, site, how)
-        if how >= _ITEM and (how >= _WHOLE or key is None):
+        if how >= _ITEM and (how & _WHOLE or key is None):
             step = self._add(thread, site, owner.written, *owner.since.values())
             if write:
                 owner.written = step
                 owner.since.clear()
                 owner.changes.setdefault(group, []).append(step)
-            if how >= _WHOLE and not how & _ATOMIC:
+            if how & _WHOLE and not how & _ATOMIC:
                 owner.loose.setdefault(group, []).append(step)
             return
         location = owner.locations.get(key)

@@ -37,6 +37,8 @@ ITEM: Final = 4
 """The location is an item of a container, which operations on the whole concern too."""
 WHOLE: Final = 8
 """The location is a container as a whole, whatever the key."""
+VAIN: Final = 16
+"""The access would have written if nothing had been there: it read, and its author meant to act."""
 
 HOW: Final[Mapping[str, int]] = {
     "attribute read": READ,
@@ -45,7 +47,7 @@ HOW: Final[Mapping[str, int]] = {
     "cell write": WRITE,
     "item read": ITEM,
     "item write": ITEM | WRITE,
-    "item-if-absent write": ITEM | WRITE,
+    "item addition": ITEM | VAIN,
     "container read": WHOLE | ATOMIC,
     "container write": WHOLE | ATOMIC | WRITE,
     "iteration step": WHOLE,
@@ -289,10 +291,10 @@ class Races(Order):
         known = self.known[thread]
         touch = (now, thread, known, site, how, self.held[thread], stack)
         if how >= ITEM:
-            if key is None and how < WHOLE:
+            if key is None and not how & WHOLE:
                 how = how & WRITE | ATOMIC | WHOLE
                 touch = (*touch[:4], how, *touch[5:])
-            if how >= WHOLE:
+            if how & WHOLE:
                 return self._access_whole(obj, touch, before)
             return self._access_item(obj, key, touch, before)
         try:

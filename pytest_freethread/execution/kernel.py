@@ -31,7 +31,6 @@ from pytest_freethread.execution.values import PLAIN, comparable, described, pee
 from pytest_freethread.instrument import probes, shadows
 from pytest_freethread.instrument.effects import (
     ITEM_ADD,
-    ITEM_READ,
     ITEM_WRITE,
     OP_NAMES,
     ROUTE,
@@ -296,6 +295,8 @@ class Kernel:
             number = me.numbers.get(id(obj)) or self._number(me, obj)
             log((index, number, key, op, site))
         if self.record:
+            if op == ITEM_ADD:
+                op = ITEM_WRITE  # to a reader, it is what is written there
             self._note(me, obj, key, OP_NAMES[op], _WRITES[op], site)
         return obj
 
@@ -1459,8 +1460,8 @@ def _has(obj: Any, key: Any) -> bool:
 
 
 def _addition(obj: Any, key: Any) -> int:
-    """What an addition is at the moment when it is made: of what is there already, a read."""
-    return ITEM_READ if key is not None and _has(obj, key) else ITEM_WRITE
+    """What an addition is at the moment when it is made: a write, or in vain."""
+    return ITEM_ADD if key is not None and _has(obj, key) else ITEM_WRITE
 
 
 def _awaited(task: Task) -> Task | None:

@@ -28,7 +28,7 @@ CELL_WRITE: Final = 7
 STEP: Final = 8
 RESUME: Final = 9
 ROUTE: Final = 10
-ITEM_ADD: Final = 11  # a write where the item is not there; whether it is, shows when it is made
+ITEM_ADD: Final = 11  # a write where nothing is; of those that were made, one in vain
 
 OP_NAMES: Final = {
     ATTRIBUTE_READ: "attribute read",
@@ -42,7 +42,7 @@ OP_NAMES: Final = {
     STEP: "iteration step",
     RESUME: "iterator write",
     ROUTE: "synchronisation",
-    ITEM_ADD: "item-if-absent write",
+    ITEM_ADD: "item addition",
 }
 
 # Seen by the probes only: they look at the key, its presence, or what a view shows, and decide.
