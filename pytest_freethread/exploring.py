@@ -61,6 +61,9 @@ _PASSED = "How the threads took turns"
 _EARLY_TIMEOUTS = 3
 """How many short timeouts fire before their time, at most, in a schedule that chance decides."""
 
+_LATE = 100
+"""Schedules in which timeouts fire early that are tried when there are no others any more."""
+
 _MOST_DIVERGED = 10
 """Schedules that a program may leave of itself before it counts as beyond control."""
 
@@ -187,7 +190,7 @@ def search(
     with _explorer(program, learn=learn, deadline=deadline, on=on) as explorer:
         explorer.thorough = thorough
         began = interpreter.monotonic()
-        count = learning = diverged = steps = 0
+        count = learning = diverged = steps = late = 0
         exhausted = timed = too_long = False
         finding: Finding | None = None
         suspicions = _suspicions(program, races)
@@ -201,12 +204,20 @@ def search(
                 count = 1
                 break
         while finding is None and learning + count < schedules and not (count and over()):
-            if not scheduler.begin():
-                exhausted = scheduler.exhausted
+            if late == _LATE:
                 break
+            if late or not scheduler.begin():
+                # All was tried but timeouts that fire early: chance may try some of these.
+                exhausted = exhausted or scheduler.exhausted
+                if not (exhausted and timed and learn):
+                    break
+                scheduler = make("random", seed=seed + late, preemptions=preemptions)
+                scheduler.begin()
+                late += 1
             by = getattr(scheduler, "strategy", type(scheduler).__name__)
             # Where chance decides, half of the schedules let timeouts fire early.
             early = 0 if by in ("DFS", "DPOR", "Plain") else count % 2 * _EARLY_TIMEOUTS
+            early = _EARLY_TIMEOUTS if late else early
             stays = isinstance(scheduler, Stays) and scheduler.stays()
             try:
                 choose = scheduler.choose if learn else explorer.controlled.apart(scheduler.choose)
@@ -251,7 +262,7 @@ def search(
             if symptom is not None:
                 found = learning + count, by, interpreter.monotonic() - began
                 finding = explorer.report(symptom, execution, found)
-            elif execution.widened and learn:
+            elif execution.widened and learn and not late:
                 # More is shared than was known: the search starts over, with more to choose.
                 scheduler = make(strategy, seed=seed, preemptions=preemptions)
                 learning += count

@@ -150,6 +150,8 @@ class Atomicity(Order):
 
     def _point(self, thread: int, site: int, after: int = 0) -> Point:
         held = self.held[thread]
+        if not held:
+            return Point(self.now, thread, site, (), self.now)
         taken = [since for lock, _ in held if (since := self._since[thread, lock]) > after]
         return Point(self.now, thread, site, held, min(taken, default=self.now))
 
