@@ -7,6 +7,7 @@ import queue
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -549,3 +550,24 @@ def test_a_run_within_a_run_does_without_and_says_so():
 
     stress(body, threads=1, rounds=1)
     assert "races not looked for within another run" in scopes[0]
+
+
+def test_an_addition_is_a_write_of_what_is_not_there_and_a_read_of_what_is():
+    def add_item(stats):
+        stats.by_name.setdefault("x", 0)
+
+    def store(stats):
+        stats.by_name["x"] = 1
+
+    def setup(*, there):
+        stats = Stats()
+        if there:
+            stats.by_name["x"] = 0
+        return stats
+
+    both_add = stress(add_item, add_item, setup=Stats, rounds=ROUNDS, races="error")
+    assert both_add.findings == ()
+    for there in (False, True):
+        begin = partial(setup, there=there)
+        result = stress(add_item, store, setup=begin, rounds=ROUNDS, races="note")
+        assert {each.message for each in result.findings} == {"data race on Stats.by_name['x']"}

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 from pytest_freethread import interpreter
 from pytest_freethread.execution import carriers, stacks
 from pytest_freethread.execution.baton import Baton, Core
-from pytest_freethread.execution.values import PLAIN, comparable, described, peek
+from pytest_freethread.execution.values import PLAIN, addition, comparable, described, has, peek
 from pytest_freethread.instrument import probes, shadows
 from pytest_freethread.instrument.effects import (
     ITEM_ADD,
@@ -35,7 +35,7 @@ from pytest_freethread.instrument.effects import (
     OP_NAMES,
     ROUTE,
 )
-from pytest_freethread.instrument.shadows import CLOCK, Lock, NewKey, RLock, SameKey, Task
+from pytest_freethread.instrument.shadows import CLOCK, Lock, NewKey, RLock, Task
 from pytest_freethread.interpreter import get_ident
 from pytest_freethread.records import (
     ControlledExecution,
@@ -244,7 +244,7 @@ class Kernel:
         if self.quick and self.steps + 1 < self.look:
             self.steps += 1
             if op == ITEM_ADD:
-                op = _addition(obj, key)
+                op = addition(obj, key)
             number = me.numbers.get(id(obj)) or self._number(me, obj)
             self.log((index, number, key, op, site))  # type: ignore[misc] # it is quick
             return obj
@@ -260,7 +260,7 @@ class Kernel:
                     log = self.log
                     if log is not None:
                         if op == ITEM_ADD:
-                            op = _addition(obj, key)
+                            op = addition(obj, key)
                         number = me.numbers.get(id(obj)) or self._number(me, obj)
                         log((index, number, key, op, site))
                     return obj
@@ -268,7 +268,7 @@ class Kernel:
                 self.sites.add(site)
                 self.widened = True
         part = key
-        if op in _STORES and isinstance(obj, dict) and not _has(obj, key):
+        if op in _STORES and isinstance(obj, dict) and not has(obj, key):
             part = None if key is None else NewKey(key)
         self.pending[index] = _make(Pending, (obj, part, _WRITES[op], site))
         if self.steps >= self.look:
@@ -287,7 +287,7 @@ class Kernel:
         self.steps += 1
         self.quick = self.staying and all(task.gate is None for task in self.live)
         if op == ITEM_ADD:
-            op = _addition(obj, key)
+            op = addition(obj, key)
         if _WRITES[op]:
             self.progress = self.steps
         log = self.log
@@ -1451,17 +1451,6 @@ def _holding(held: Lock | RLock) -> Holding:
 
 def _native_id() -> int:
     return threading.get_native_id() if hasattr(threading, "get_native_id") else 0
-
-
-def _has(obj: Any, key: Any) -> bool:
-    """Whether a dict or a set has a key that `comparable` made."""
-    plain = key.key if type(key) is SameKey else key
-    return (dict if isinstance(obj, dict) else set).__contains__(obj, plain)
-
-
-def _addition(obj: Any, key: Any) -> int:
-    """What an addition is at the moment when it is made: a write, or in vain."""
-    return ITEM_ADD if key is not None and _has(obj, key) else ITEM_WRITE
 
 
 def _awaited(task: Task) -> Task | None:

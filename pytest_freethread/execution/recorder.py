@@ -19,9 +19,9 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_freethread import interpreter
-from pytest_freethread.execution.values import PLAIN, comparable, described
+from pytest_freethread.execution.values import PLAIN, addition, comparable, described
 from pytest_freethread.instrument import recording
-from pytest_freethread.instrument.effects import OP_NAMES, ROUTE
+from pytest_freethread.instrument.effects import ITEM_ADD, OP_NAMES, ROUTE
 from pytest_freethread.instrument.probes import SITES
 from pytest_freethread.instrument.shadows import caller_site, skip_file
 
@@ -133,6 +133,8 @@ class Recorder:
             return recording.stand_in(obj, key)
         if op > 1 and type(key) not in PLAIN:
             key = comparable(key)
+        if op == ITEM_ADD:
+            op = addition(obj, key)
         if site not in me.sites:
             me.sites.add(site)
             self.samples[site] = described(obj, key, OP_NAMES[op], SITES[site].name)

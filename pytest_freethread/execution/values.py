@@ -12,6 +12,7 @@ from enum import Enum
 from types import CellType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any, Final
 
+from pytest_freethread.instrument.effects import ITEM_ADD, ITEM_WRITE
 from pytest_freethread.instrument.shadows import SameKey
 from pytest_freethread.interpreter import namespace_of
 
@@ -98,6 +99,17 @@ def comparable(key: Any) -> Any:
     if kind.__hash__ is int.__hash__ and kind.__eq__ is int.__eq__:
         return int.__int__(key)
     return None
+
+
+def has(obj: Any, key: Any) -> bool:
+    """Whether a dict or a set has a key that `comparable` made."""
+    plain = key.key if type(key) is SameKey else key
+    return (dict if isinstance(obj, dict) else set).__contains__(obj, plain)
+
+
+def addition(obj: Any, key: Any) -> int:
+    """What an addition is at the moment when it is made: a write, or in vain."""
+    return ITEM_ADD if key is not None and has(obj, key) else ITEM_WRITE
 
 
 def _attribute(obj: Any, key: Any) -> str | None:
