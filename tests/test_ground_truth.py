@@ -1,4 +1,7 @@
-"""Every program below `fixtures/` is what its header says. See `fixtures/README.md`."""
+"""Every program below `fixtures/` is what its header says. See `fixtures/README.md`.
+
+How they are explored and judged is tested in `tests/detectors/test_battery.py`.
+"""
 
 import itertools
 import re
@@ -7,7 +10,7 @@ import pytest
 
 from fixtures import ground_truth
 from fixtures.ground_truth import ROOT
-from pytest_freethread import Verdict, explore, stress
+from pytest_freethread import Verdict, stress
 
 FILES = {side: ground_truth.files(side) for side in ("racy", "safe")}
 
@@ -27,20 +30,6 @@ FINDINGS = {
     "leak": {"leak"},
 }
 """The kinds of findings that a program of a kind may be blamed for."""
-
-FINDINGS_OF_EXPLORATION = {
-    **FINDINGS,
-    # An event that comes too late for some is seen by a look at the result as well.
-    "stuck": FINDINGS["stuck"] | {"invariant"},
-    "lost-wakeup": FINDINGS["lost-wakeup"] | {"exception"},
-}
-"""Likewise for exploration, where a timeout is over at once: then the result is what is wrong."""
-
-OUT_OF_SIGHT = {
-    "leak/blocked_thread": "a thread that is left behind breaks nothing within an execution",
-    "leak/timer": "a thread that is left behind breaks nothing within an execution",
-}
-"""The racy programs that exploration does not find, and why not."""
 
 BREAKS_INTERPRETERS = {"exception/shared_generator", "exception/tee"}
 """Racy programs that free-threaded builds may not survive: stress leaves them alone."""
@@ -67,22 +56,6 @@ def stressed(program, *, rounds, deadline, races="off"):
         )
 
 
-def explored(program, *, schedules, seconds):
-    with program.loaded() as (module, setup):
-        return explore(
-            *module.threads,
-            setup=setup,
-            invariant=getattr(module, "invariant", None),
-            threads=len(module.threads),
-            schedules=schedules,
-            seconds=seconds,
-            seed=0,
-            races="off",
-            include=program.include,
-            deadline=LONG,
-        )
-
-
 def programs(side, *, found_by=("stress", "exploration")):
     """Parameters; a file whose header is malformed is none, and fails a test of its own."""
     return [
@@ -92,10 +65,10 @@ def programs(side, *, found_by=("stress", "exploration")):
     ]
 
 
-def wrong_kinds(program, result, fitting=FINDINGS):
+def wrong_kinds(program, result):
     """The kinds of errors that a result blames a program for and should not."""
     found = {finding.kind for finding in result.findings if finding.severity == "error"}
-    return found - fitting[program.kind]
+    return found - FINDINGS[program.kind]
 
 
 @pytest.mark.parametrize(
@@ -160,29 +133,9 @@ def test_rounds_that_are_recorded_do_not_blame_a_safe_program(program):
     assert not errors, str(result)
 
 
-@pytest.mark.parametrize("program", programs("safe"))
-def test_exploration_does_not_blame_a_safe_program(program):
-    result = explored(program, schedules=200, seconds=1.0)
-    assert result.verdict is Verdict.PASSED, str(result)
-    assert not result.findings, str(result)
-
-
-@pytest.mark.parametrize("program", programs("racy"))
-def test_exploration_finds_each_bug_that_it_can_see(program):
-    result = explored(program, schedules=2000, seconds=5.0)
-    if program.name in OUT_OF_SIGHT:
-        assert result.verdict is Verdict.PASSED, f"it is found now: {result}"
-        return
-    assert result.verdict is Verdict.FAILED, str(result)
-    assert not wrong_kinds(program, result, FINDINGS_OF_EXPLORATION), str(result)
-    (finding,) = result.findings
-    assert finding.token, str(result)
-    assert finding.reproduced == (10, 10), str(result)
-
-
 def test_what_is_an_exception_is_there():
     names = {program.id for program in programs("racy")}
-    assert names >= OUT_OF_SIGHT.keys() | BREAKS_INTERPRETERS
+    assert names >= BREAKS_INTERPRETERS
 
 
 @pytest.mark.parametrize("program", programs("racy", found_by=("exploration",)))
