@@ -179,7 +179,7 @@ def search(
         on: where to run it, for who searches many programs; by itself the program's modules get
             their probes now, and lose them in the end.
         thorough: whether what fails is shrunk, and run so often that there is no doubt; otherwise
-            it is run just once more.
+            it is as it was found, for who does that later.
 
     Raises:
         SettingError: there is no such strategy, or a module to include is not to be had.
@@ -561,17 +561,14 @@ class _Explorer:
         self, symptom: Symptom, execution: ControlledExecution, found: tuple[int, str, float]
     ) -> Finding:
         """Shrink a failing schedule, confirm it, and record it."""
+        if not self.thorough:
+            return self.finding(symptom, execution, found, (1, 1))
         # Under the same probes as any replay: others would count the steps in another way.
         self.controlled.choose_everywhere(True)
         if self.passed is not None and self.again(_expanded(self.passed), symptom, record=False):
             # A schedule that passed fails now: it is not the order of the steps that decides.
             said = f"{symptom.message}. {_OUTLIVES}"
             return self.finding(replace(symptom, message=said), execution, found, (0, 1))
-        if not self.thorough:
-            # One without end is not followed to where it was cut short, but goes on by itself.
-            choices = execution.threads[: self.max_steps // 2]
-            again = self.again(choices, symptom, record=False)
-            return self.finding(symptom, again or execution, found, (int(again is not None), 1))
         choices = self.shrunk(execution, self._same(symptom))
         self.controlled.choose_everywhere(True)
         # What the last try of the shrinking left in caches is not what the schedule finds there.
