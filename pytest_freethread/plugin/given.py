@@ -190,6 +190,7 @@ class GivenStress(GivenTest[Plan]):
     def __init__(self, item: pytest.Function, plan: Plan) -> None:
         super().__init__(item, plan)
         self._rounds = self._executions = 0
+        self._suppressed = Counter[str]()
         self._watch: ThreadWatch | None = None
 
     @property
@@ -241,6 +242,7 @@ class GivenStress(GivenTest[Plan]):
         execution, result = harness.run(plan, workload, self._watch)
         self._rounds += execution.rounds
         self._executions += execution.executions
+        self._suppressed.update(result.suppressed)
         errors = [finding for finding in result.findings if finding.severity == "error"]
         if errors:
             self._findings = findings_of(result)
@@ -266,6 +268,8 @@ class GivenStress(GivenTest[Plan]):
             "cut": self._cut,
             "skipped": 0,
             "skip": "",
+            "benign": self.plan.benign,
+            "suppressed": shortened(self._suppressed),
             "findings": self._findings,
         }
 
