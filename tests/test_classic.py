@@ -86,7 +86,7 @@ def test_the_portfolio_finds_a_classic_bug_which_comes_back_each_time(
     found = finding(module, setup, threads, invariant, schedules=1000)
     assert found.reproduced == (10, 10)
     again = replay(found.token, *threads, setup=setup, invariant=invariant)
-    assert [one.kind for one in again.findings] == [found.kind]
+    assert [one.kind for one in again.findings if one.severity == "error"] == [found.kind]
 
 
 @pytest.mark.parametrize(("module", "setup", "threads", "invariant"), programs(trivial=True))
