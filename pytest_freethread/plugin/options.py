@@ -181,11 +181,11 @@ def item_plan(item: pytest.Item) -> tuple[Plan | ExplorationPlan, frozenset[str]
         if limit is not None:
             # What is left is for shrinking what was found.
             seconds = min(search.seconds or limit, 0.5 * limit)
-            search = replace(search, seconds=seconds, deadline=min(search.deadline, 0.8 * limit))
+            search = replace(search, seconds=seconds, deadline=min(search.deadline, _below(limit)))
         return search, shared
     plan = settings.plan(_stress_values(item.config, values))
     if limit is not None:
-        plan = replace(plan, deadline=min(plan.deadline, 0.8 * limit))
+        plan = replace(plan, deadline=min(plan.deadline, _below(limit)))
     return plan, shared
 
 
@@ -203,7 +203,7 @@ def parallel_plan(item: pytest.Item) -> tuple[ParallelPlan, frozenset[str]] | No
     limit = _timeout(item)
     if limit is not None:
         seconds = min(plan.seconds or limit, 0.5 * limit)
-        plan = replace(plan, seconds=seconds, deadline=min(plan.deadline, 0.8 * limit))
+        plan = replace(plan, seconds=seconds, deadline=min(plan.deadline, _below(limit)))
     return plan, shared
 
 
@@ -347,6 +347,11 @@ def _shared(item: pytest.Item, names: Any, where: str) -> frozenset[str]:
             known = getattr(item, "fixturenames", ())
             raise settings.unknown(name, known, where, what="fixture")
     return frozenset(names)
+
+
+def _below(limit: float) -> float:
+    """A deadline that leaves of a timeout what it takes to tell of the threads that are stuck."""
+    return max(0.5 * limit, min(0.8 * limit, limit - 0.5))
 
 
 def _timeout(item: pytest.Item) -> float | None:

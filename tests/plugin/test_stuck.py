@@ -82,7 +82,7 @@ def test_our_deadline_stays_below_the_one_of_pytest_timeout(rerun_apart, method)
             pass
     """, f"--timeout-method={method}")  # fmt: skip
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*2 of 2 threads did not come back within the deadline of 0.8 s*"])
+    result.stdout.fnmatch_lines(["*2 of 2 threads did not come back within the deadline of 0.5 s*"])
 
 
 def test_philosophers_with_rlocks_and_a_lock_taken_twice(rerun_apart):
