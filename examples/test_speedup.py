@@ -1,6 +1,6 @@
 """Does it really run in parallel? Three ways to ask.
 
-    pytest examples/test_parallel.py
+    pytest examples/test_speedup.py
 
 A claim that is refuted is red and says what holds the code back; where this machine, now, cannot
 tell, the test passes and the summary says INCONCLUSIVE and why.
