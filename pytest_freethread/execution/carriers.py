@@ -118,6 +118,12 @@ def _thread_dict() -> dict[Any, Any]:
     return found
 
 
+def _with_subclasses(kind: type) -> Iterator[type]:
+    yield kind
+    for subclass in type.__subclasses__(kind):
+        yield from _with_subclasses(subclass)
+
+
 _LOCALS_HAVE_TABLES: Final = sys.version_info >= (3, 13)
 
 
@@ -127,12 +133,12 @@ class Locals:
     def __init__(self) -> None:
         self._tables: list[tuple[dict[Any, Any], frozenset[Any]]] = []
         if _LOCALS_HAVE_TABLES:
-            for thing in gc.get_objects():
-                if issubclass(type(thing), threading.local):
-                    # From 3.13 on the object has a table of what it holds for each thread.
-                    for table in gc.get_referents(thing):
-                        if type(table) is dict and _is_table(table):
-                            self._tables.append((table, frozenset(table)))  # or its arguments
+            kinds = set(map(id, _with_subclasses(threading.local)))
+            for thing in [each for each in gc.get_objects() if id(type(each)) in kinds]:
+                # From 3.13 on the object has a table of what it holds for each thread.
+                for table in gc.get_referents(thing):
+                    if type(table) is dict and _is_table(table):
+                        self._tables.append((table, frozenset(table)))  # or its arguments
 
     def clear(self, carriers: Iterable[Carrier]) -> None:
         """Drop what the execution's threads have put there."""

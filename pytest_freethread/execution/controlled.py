@@ -181,6 +181,10 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         if freeze:
+            # What the executions leave behind, before it is mixed with what there was: a
+            # free-threaded build, whose counter objects that are freed take below zero, may not
+            # come to it by itself for long, and every look through all objects takes longer.
+            gc.collect()
             gc.unfreeze()
         if enabled:
             gc.enable()

@@ -19,6 +19,9 @@ _PRIMITIVES = ("_queue", "_thread", "queue", "threading")
 _STARTED_AT = "_freethread_started_at"
 _OURS = "_freethread_carrier"
 
+_BETWEEN_TASKS = 0.05
+"""Seconds for which a worker may itself hold on to its pool, which nobody else does any more."""
+
 _lock = Lock()
 _watches = 0
 _real_start: Callable[[threading.Thread], None] = threading.Thread.start
@@ -80,7 +83,10 @@ class ThreadWatch:
     def leaks(self, *, grace: float) -> tuple[Leak, ...]:
         """What still runs after `grace` seconds for all, grouped by where it was started."""
         until = monotonic() + grace
+        briefly = monotonic() + _BETWEEN_TASKS
         for thread in self.running():
+            if _is_pool_worker(thread):
+                thread.join(max(0.0, briefly - monotonic()))
             if not _is_pool_worker(thread):
                 thread.join(max(0.0, until - monotonic()))
         left = self.running()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import hypothesis  # noqa: F401 - see below
+import importlib
+import pkgutil
+
+import hypothesis  # noqa: F401 - loaded for the same reason
 import pytest
 
-# Loaded once here: what a run within this process loads itself is forgotten at its end.
-import pytest_freethread.harness  # noqa: F401 - so that it stays loaded
+import pytest_freethread
+
+# Loaded once here: a run within this process forgets at its end what it has loaded itself. It would
+# load it anew each time, and a free-threaded 3.13 never frees a function of a module.
+for module in pkgutil.walk_packages(pytest_freethread.__path__, "pytest_freethread."):
+    importlib.import_module(module.name)
 
 
 @pytest.fixture(autouse=True)
