@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_freethread import interpreter
 from pytest_freethread.execution import leaks
 from pytest_freethread.execution.baton import Baton
-from pytest_freethread.instrument import shadows
+from pytest_freethread.instrument import heap, shadows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -118,12 +118,6 @@ def _thread_dict() -> dict[Any, Any]:
     return found
 
 
-def _with_subclasses(kind: type) -> Iterator[type]:
-    yield kind
-    for subclass in type.__subclasses__(kind):
-        yield from _with_subclasses(subclass)
-
-
 _LOCALS_HAVE_TABLES: Final = sys.version_info >= (3, 13)
 
 
@@ -133,8 +127,7 @@ class Locals:
     def __init__(self) -> None:
         self._tables: list[tuple[dict[Any, Any], frozenset[Any]]] = []
         if _LOCALS_HAVE_TABLES:
-            kinds = set(map(id, _with_subclasses(threading.local)))
-            for thing in [each for each in gc.get_objects() if id(type(each)) in kinds]:
+            for thing in heap.thread_locals():
                 # From 3.13 on the object has a table of what it holds for each thread.
                 for table in gc.get_referents(thing):
                     if type(table) is dict and _is_table(table):

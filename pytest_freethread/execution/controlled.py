@@ -180,11 +180,11 @@ def _no_collection() -> Iterator[None]:
     try:
         yield
     finally:
+        # What the executions leave behind, before it is mixed with what there was: a free-threaded
+        # build, whose counter objects that are freed take below zero, may not come to it by itself
+        # for long, and every look through all objects takes longer.
+        gc.collect()
         if freeze:
-            # What the executions leave behind, before it is mixed with what there was: a
-            # free-threaded build, whose counter objects that are freed take below zero, may not
-            # come to it by itself for long, and every look through all objects takes longer.
-            gc.collect()
             gc.unfreeze()
         if enabled:
             gc.enable()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Final
 
-from pytest_freethread.instrument import probes, swap
+from pytest_freethread.instrument import heap, probes, swap
 from pytest_freethread.instrument.rewrite import rewrite
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Standby:
         for known in self._chosen:
             if known.compiled is not None and known.compiled.file not in swap._installed:
                 originals.update(known.compiled.original)
-        for function in swap._all_functions():
+        for function in heap.functions():
             before = originals.get(id(function.__code__))
             if before is not None:
                 function.__code__ = before

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_freethread.instrument import probes
+from pytest_freethread.instrument import heap, probes
 from pytest_freethread.instrument.rewrite import CONSTANTS, PREFIX, Rewritten, rewrite
 from pytest_freethread.interpreter import Lock, namespace_of
 
@@ -389,7 +389,7 @@ def _put_back(done: list[_Installed]) -> None:
                 interruption = error
     while True:
         try:
-            for function in _all_functions():
+            for function in heap.functions():
                 before = originals.get(id(function.__code__))
                 if before is not None:  # made while the probes were in
                     function.__code__ = before
@@ -398,16 +398,6 @@ def _put_back(done: list[_Installed]) -> None:
             interruption = error
     if interruption is not None:
         raise interruption
-
-
-def _all_functions() -> list[FunctionType]:
-    if gc.get_freeze_count():  # what is frozen is not listed
-        gc.unfreeze()
-        things = gc.get_objects()
-        gc.freeze()
-    else:
-        things = gc.get_objects()
-    return [thing for thing in things if type(thing) is FunctionType]
 
 
 _FORGETS: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED")) and sys.version_info < (3, 14)
@@ -465,7 +455,7 @@ def _live_functions(
     files = set(map(_code_file, modules))
     own: dict[str, bool] = {}
     found = []
-    functions = _all_functions()
+    functions = heap.functions()
     if _FORGETS:
         listed = {id(function) for function in functions}
         functions += [each for each in _untracked_functions(modules) if id(each) not in listed]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -46,8 +47,11 @@ class Session:
         self._stuck = False
 
     def pytest_unconfigure(self) -> None:
-        """Let go of the terminal."""
+        """Let go of the terminal, and of what was frozen."""
         self._progress.close()
+        heap: Any = sys.modules.get("pytest_freethread.instrument.heap")
+        if heap is not None and _is_outermost():
+            heap.unsettle()
 
     def pytest_report_header(self, config: pytest.Config) -> str | None:
         """Say what is to be done, where it is done to every test."""
@@ -170,8 +174,11 @@ class Session:
             raise SettingError(f"--freethread-replay: {item.nodeid} is {why}")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Know which test runs when an import switches the GIL on."""
+        """Know which test runs when an import switches the GIL on; keep explorations fast."""
         self._gil.during = nodeid
+        heap: Any = sys.modules.get("pytest_freethread.instrument.heap")  # of those who explore
+        if heap is not None and _is_outermost():
+            heap.settle()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
@@ -296,3 +303,8 @@ def _letter(config: pytest.Config) -> str:
     stream = getattr(getattr(reporter, "_tw", None), "_file", sys.stdout)
     encoding = getattr(stream, "encoding", None) or "ascii"
     return "⁝" if "utf" in encoding.lower() else ":"
+
+
+def _is_outermost() -> bool:
+    """Whether no test runs, so that this session is not run by one."""
+    return "PYTEST_CURRENT_TEST" not in os.environ

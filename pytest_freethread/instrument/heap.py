@@ -1,0 +1,130 @@
+"""All functions and thread-locals there are, found without looking through all objects each time.
+
+Before and after each exploration one has to know every live function. The garbage collector lists
+all objects, but a session of some thousand tests has a million of them, and a look takes longer
+than most explorations. So a session may `settle()` now and then, between tests: what exists then
+is looked through once and frozen, and later looks go through what is new.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from dataclasses import dataclass
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+T = TypeVar("T")
+
+_WORTH_IT: Final = 200_000
+"""Objects looked through for which settling pays: it takes about two looks of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settled:
+    """What was found when the objects were frozen.
+
+    Attributes:
+        frozen: how many objects; they become fewer, as long as nobody else freezes any.
+    """
+
+    functions: tuple[weakref.ref[FunctionType], ...]
+    thread_locals: tuple[weakref.ref[threading.local], ...]
+    frozen: int
+
+
+_settled: _Settled | None = None
+_looked_through = 0
+
+
+def functions() -> list[FunctionType]:
+    """Every live function that the garbage collector knows of."""
+    things, settled = _look()
+    found = _functions_in(things)
+    if settled is not None:
+        found += _alive(settled.functions)
+    return found
+
+
+def thread_locals() -> list[threading.local]:
+    """Every live `threading.local`."""
+    things, settled = _look()
+    found = _thread_locals_in(things)
+    if settled is not None:
+        found += _alive(settled.thread_locals)
+    return found
+
+
+def settle() -> None:
+    """Freeze what exists, if looks have come to cost more than that; call it between tests.
+
+    Garbage is collected before. What is frozen and becomes garbage in a cycle is kept until the
+    next time, or until `unsettle()`.
+    """
+    global _settled, _looked_through  # noqa: PLW0603 - the heap is one for the whole process
+    if _looked_through < max(_WORTH_IT, _settled.frozen if _settled else 0):
+        return
+    unsettle()
+    if gc.get_freeze_count():
+        return  # what somebody else has frozen is not ours to thaw
+    gc.collect()
+    things = gc.get_objects()
+    functions = tuple(map(weakref.ref, _functions_in(things)))
+    thread_locals = tuple(map(weakref.ref, _thread_locals_in(things)))
+    del things
+    gc.freeze()
+    _settled = _Settled(
+        functions=functions, thread_locals=thread_locals, frozen=gc.get_freeze_count()
+    )
+    _looked_through = 0
+
+
+def unsettle() -> None:
+    """Give the garbage collector back what `settle()` has frozen."""
+    global _settled  # noqa: PLW0603 - see above
+    if _settled is not None:
+        _settled = None
+        gc.unfreeze()
+
+
+def _look() -> tuple[list[Any], _Settled | None]:
+    """The objects to look through, and what is known of the others."""
+    global _looked_through  # noqa: PLW0603 - see above
+    frozen = gc.get_freeze_count()
+    settled = _settled
+    if settled is not None and 0 < frozen <= settled.frozen:
+        things = gc.get_objects()
+    else:
+        settled = None
+        if frozen:  # what is frozen is not listed
+            gc.unfreeze()
+            things = gc.get_objects()
+            gc.freeze()
+        else:
+            things = gc.get_objects()
+    _looked_through += len(things)
+    return things, settled
+
+
+def _functions_in(things: list[Any]) -> list[FunctionType]:
+    return [thing for thing in things if type(thing) is FunctionType]
+
+
+def _thread_locals_in(things: list[Any]) -> list[threading.local]:
+    kinds = set(map(id, _with_subclasses(threading.local)))
+    return [thing for thing in things if id(type(thing)) in kinds]
+
+
+def _with_subclasses(kind: type) -> Iterator[type]:
+    yield kind
+    subclass: type
+    for subclass in type.__subclasses__(kind):
+        yield from _with_subclasses(subclass)
+
+
+def _alive(references: Iterable[weakref.ref[T]]) -> list[T]:
+    return [thing for reference in references if (thing := reference()) is not None]
