@@ -401,6 +401,9 @@ def _put_back(done: list[_Installed]) -> None:
 
 
 _FORGETS: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED")) and sys.version_info < (3, 14)
+_LEAVES: Final = frozenset(map(id, (CodeType, str, bytes, int, float, bool, type(None))))
+"""Types of objects that lead to no function."""
+_OF_THE_IMPORT: Final = ("__loader__", "__spec__")
 _DEEPEST: Final = 8
 """References between a module and a function of it: a class, its dict, a wrapper, its dict, ..."""
 
@@ -416,14 +419,16 @@ def _untracked_functions(modules: Iterable[ModuleType]) -> list[FunctionType]:
     # What the functions of a module have in common leads out of it: whatever it imports.
     loaded = [each for each in list(sys.modules.values()) if issubclass(type(each), ModuleType)]
     seen = {id(namespace_of(module)) for module in loaded}
+    # Pytest's loader knows its session, which knows everything.
+    seen |= {id(vars(module).get(name)) for module in modules for name in _OF_THE_IMPORT}
     found = []
     for _ in range(_DEEPEST):
         things, wave = gc.get_referents(*wave), []
         for thing in things:
-            if id(thing) in seen:
+            kind = type(thing)
+            if id(kind) in _LEAVES or id(thing) in seen:
                 continue
             seen.add(id(thing))
-            kind = type(thing)
             if kind is FunctionType:
                 found.append(thing)
             foreign = issubclass(kind, type) and thing.__module__ not in names
