@@ -74,7 +74,7 @@ class Standby:
                 for reference, before, after in known.functions:
                     function = reference()
                     if function is not None and function.__code__ is before:
-                        function.__code__ = after
+                        swap.give(function, after)
         return True
 
     def take_out(self) -> None:
@@ -106,7 +106,7 @@ class Standby:
             for reference, before, after in known.functions:
                 function = reference()
                 if function is not None and function.__code__ is after:
-                    function.__code__ = before
+                    swap.give(function, before)
         probes.forget()
 
     def _sweep(self) -> None:
@@ -118,7 +118,7 @@ class Standby:
         for function in heap.functions():
             before = originals.get(id(function.__code__))
             if before is not None:
-                function.__code__ = before
+                swap.give(function, before)
 
 
 def _is_known(module: ModuleType, rewrite: swap._Rewrite) -> bool:

@@ -357,7 +357,7 @@ class _Installed:
         if after is None:
             return "its code is not what its source compiles to: changed on disk, or made otherwise"
         self.swapped.append((weakref.ref(function), before))
-        function.__code__ = after
+        give(function, after)
         return ""
 
     def put_back(self) -> None:
@@ -365,8 +365,18 @@ class _Installed:
             reference, before = self.swapped[-1]
             function = reference()
             if function is not None and id(function.__code__) in self.compiled.original:
-                function.__code__ = before
+                give(function, before)
             self.swapped.pop()
+
+
+def give(function: FunctionType, code: CodeType) -> None:
+    """Give a function a code of the same shape, unless the garbage collector has cleared it.
+
+    That takes its closure away. Who still holds on to it, as weak references may while that goes
+    on, finds a function that takes no code and that nobody can call.
+    """
+    if len(function.__closure__ or ()) == len(code.co_freevars):
+        function.__code__ = code
 
 
 _NO_FILE: Final = ("", "<")
@@ -375,24 +385,28 @@ _NO_FILE: Final = ("", "<")
 _installed: Final[dict[str, _Installed]] = {}
 
 
+_TRIES: Final = 100
+"""Times that taking probes out is begun again; what goes wrong more often is no interruption."""
+
+
 def _put_back(done: list[_Installed]) -> None:
     """Take the probes out, whatever interrupts it, and then let the interruption go on."""
     interruption: BaseException | None = None
     originals: dict[int, CodeType] = {}
     for installed in done:
         originals.update(installed.compiled.original)
-        while True:
+        for _ in range(_TRIES):
             try:
                 installed.put_back()
                 break
             except BaseException as error:
                 interruption = error
-    while True:
+    for _ in range(_TRIES):
         try:
             for function in heap.functions():
                 before = originals.get(id(function.__code__))
                 if before is not None:  # made while the probes were in
-                    function.__code__ = before
+                    give(function, before)
             break
         except BaseException as error:
             interruption = error

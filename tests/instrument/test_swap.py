@@ -416,6 +416,17 @@ def test_functions_that_were_frozen_are_still_found(make_module):
         gc.unfreeze()
 
 
+def test_a_function_that_the_collector_has_cleared_is_left_as_it_is():
+    def cleared(): ...  # its closure is gone, so it is shorter than that of its code
+
+    def whole():
+        return cleared
+
+    before = cleared.__code__
+    swap.give(cleared, whole.__code__)
+    assert cleared.__code__ is before
+
+
 def test_functions_are_found_once_threads_have_run(make_module):
     thread = threading.Thread(target=int)
     thread.start()
