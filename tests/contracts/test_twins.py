@@ -59,7 +59,7 @@ def test_a_kept_contract_passes(name):
 def test_a_wrong_twin_is_found_and_comes_back(name):
     module = load("racy", name)
     header = RACY.fullmatch(module.__doc__)
-    result = check(module, seed=0)
+    result = check(module, seed=0, seconds=60)  # on a busy machine too, calls are what bounds it
     assert result.verdict is Verdict.FAILED, str(result)
     (finding,) = result.findings
     assert finding.kind in {"linearizability", "deadlock", "lost-wakeup", "exception"}
