@@ -1,8 +1,8 @@
 """All functions and thread-locals there are, found without looking through all objects each time.
 
 Before and after each exploration one has to know every live function. The garbage collector lists
-all objects, but a session of some thousand tests has a million of them, and a look takes longer
-than most explorations. So a session may `settle()` now and then, between tests: what exists then
+all objects, but a session of some thousand tests has hundreds of thousands, and a look takes longer
+than many explorations. So a session may `settle()` now and then, between tests: what exists then
 is looked through once and frozen, and later looks go through what is new.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _WORTH_IT: Final = 200_000
 """Objects looked through for which settling pays: it takes about two looks of its own."""
@@ -126,5 +126,5 @@ def _with_subclasses(kind: type) -> Iterator[type]:
         yield from _with_subclasses(subclass)
 
 
-def _alive(references: Iterable[weakref.ref[T]]) -> list[T]:
+def _alive(references: Iterable[weakref.ref[_T]]) -> list[_T]:
     return [thing for reference in references if (thing := reference()) is not None]

@@ -384,7 +384,6 @@ _NO_FILE: Final = ("", "<")
 
 _installed: Final[dict[str, _Installed]] = {}
 
-
 _TRIES: Final = 100
 """Times that taking probes out is begun again; what goes wrong more often is no interruption."""
 
@@ -418,6 +417,7 @@ _FORGETS: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED")) and sys.vers
 _LEAVES: Final = frozenset(map(id, (CodeType, str, bytes, int, float, bool, type(None))))
 """Types of objects that lead to no function."""
 _OF_THE_IMPORT: Final = ("__loader__", "__spec__")
+"""Names of a module that lead to whatever has loaded it."""
 _DEEPEST: Final = 8
 """References between a module and a function of it: a class, its dict, a wrapper, its dict, ..."""
 
@@ -433,7 +433,7 @@ def _untracked_functions(modules: Iterable[ModuleType]) -> list[FunctionType]:
     # What the functions of a module have in common leads out of it: whatever it imports.
     loaded = [each for each in list(sys.modules.values()) if issubclass(type(each), ModuleType)]
     seen = {id(namespace_of(module)) for module in loaded}
-    # Pytest's loader knows its session, which knows everything.
+    # Pytest's loader knows its session, and that knows everything.
     seen |= {id(vars(module).get(name)) for module in modules for name in _OF_THE_IMPORT}
     found = []
     for _ in range(_DEEPEST):

@@ -59,12 +59,13 @@ def test_a_kept_contract_passes(name):
 def test_a_wrong_twin_is_found_and_comes_back(name):
     module = load("racy", name)
     header = RACY.fullmatch(module.__doc__)
-    result = check(module, seed=0, seconds=60)  # on a busy machine too, calls are what bounds it
+    ours = name.startswith("reference_")  # whose executions are long: time may be over before
+    result = check(module, seed=0, **({"seconds": 60} if ours else {}))
     assert result.verdict is Verdict.FAILED, str(result)
     (finding,) = result.findings
     assert finding.kind in {"linearizability", "deadlock", "lost-wakeup", "exception"}
     assert finding.reproduced == (10, 10), str(result)
     assert finding.token
-    if not name.startswith("reference_"):  # whose executions are long: time may be over before
+    if not ours:
         assert switches(result) <= int(header["switches"]) + 2, str(result)
         assert calls(result) <= max(4, int(header["calls"]) + 2), str(result)
