@@ -342,7 +342,7 @@ def test_a_comparison_runs_the_measured_tests_under_the_other_interpreter(pytest
             "A: CPython 3.*, GIL o*",
             "B: CPython 3.*, GIL o*",
             "*total A *B *speed-up A *B *total A : B",
-            "*::test_brief * µs * µs * × * × *",
+            "*::test_brief * [µm]s * [µm]s * × * × *",
         ]
     )
     result.stdout.no_fnmatch_line("*measured nothing*")
