@@ -422,20 +422,35 @@ _DEEPEST: Final = 8
 """References between a module and a function of it: a class, its dict, a wrapper, its dict, ..."""
 
 
-def _untracked_functions(modules: Iterable[ModuleType]) -> list[FunctionType]:
+_reached: Final[weakref.WeakKeyDictionary[ModuleType, tuple[list[int], list[FunctionType]]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""By module: what its names were bound to when it was walked, as identities; what was found."""
+
+
+def _untracked_functions(modules: Iterable[ModuleType]) -> Iterator[FunctionType]:
     """Functions that the garbage collector of a free-threaded 3.13 does not list.
 
     Once the first thread was started it makes the functions and classes of modules immortal, and
-    forgets about them. They are all to be reached from their modules' names.
+    forgets about them. They are all to be reached from their modules' names; and what the code of
+    a module made once stays there, so a module is walked again only if a name of it was bound anew.
     """
-    names = {module.__name__ for module in modules}
-    wave: list[Any] = [vars(module) for module in modules]
+    for module in modules:
+        bound = list(map(id, namespace_of(module).values()))
+        known = _reached.get(module)
+        if known is None or known[0] != bound:
+            known = _reached[module] = bound, _reachable_functions(module)
+        yield from known[1]
+
+
+def _reachable_functions(module: ModuleType) -> list[FunctionType]:
     # What the functions of a module have in common leads out of it: whatever it imports.
     loaded = [each for each in list(sys.modules.values()) if issubclass(type(each), ModuleType)]
-    seen = {id(namespace_of(module)) for module in loaded}
+    seen = {id(namespace_of(each)) for each in loaded}
     # Pytest's loader knows its session, and that knows everything.
-    seen |= {id(vars(module).get(name)) for module in modules for name in _OF_THE_IMPORT}
+    seen |= {id(vars(module).get(name)) for name in _OF_THE_IMPORT}
     found = []
+    wave: list[Any] = [vars(module)]
     for _ in range(_DEEPEST):
         things, wave = gc.get_referents(*wave), []
         for thing in things:
@@ -445,7 +460,7 @@ def _untracked_functions(modules: Iterable[ModuleType]) -> list[FunctionType]:
             seen.add(id(thing))
             if kind is FunctionType:
                 found.append(thing)
-            foreign = issubclass(kind, type) and thing.__module__ not in names
+            foreign = issubclass(kind, type) and thing.__module__ != module.__name__
             if not foreign and not issubclass(kind, ModuleType):
                 wave.append(thing)
     return found
@@ -470,24 +485,25 @@ def _live_functions(
 
     Of the modules that are named in `without`, all that say they are in them.
     """
-    names = {module.__name__ for module in modules}
-    files = set(map(_code_file, modules))
-    own: dict[str, bool] = {}
-    found = []
     functions = heap.functions()
     if _FORGETS:
-        listed = {id(function) for function in functions}
-        functions += [each for each in _untracked_functions(modules) if id(each) not in listed]
+        every = {id(function): function for function in functions}
+        every.update((id(function), function) for function in _untracked_functions(modules))
+        functions = list(every.values())
+    files = set(map(_code_file, modules))
+    all_files = {function.__code__.co_filename for function in functions}
+    own = {file for file in all_files if _absolute(file) in files}
+    made = {file for file in all_files if file[:1] in _NO_FILE} - own
+    names = {module.__name__ for module in modules}
+    found = []
+    # Few of many are wanted, and this is done for each exploration: one pass, and little in it.
     for function in functions:
         code = function.__code__
-        file = code.co_filename
-        if file not in own:
-            own[file] = _absolute(file) in files
-        if own[file]:
+        if code.co_filename in own:
             # Without that flag it is the body of a class, which never runs again.
             if code.co_flags & inspect.CO_OPTIMIZED and code.co_name != "__annotate__":
                 found.append(function)
-        elif (file[:1] in _NO_FILE and function.__module__ in names) or (
+        elif (code.co_filename in made and function.__module__ in names) or (
             without and function.__module__ in without
         ):
             found.append(function)
