@@ -11,12 +11,14 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import compress
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _T = TypeVar("_T")
 
@@ -29,10 +31,11 @@ class _Settled:
     """What was found when the objects were frozen.
 
     Attributes:
+        functions: by the file that their code named then.
         frozen: how many objects; they become fewer, as long as nobody else freezes any.
     """
 
-    functions: tuple[weakref.ref[FunctionType], ...]
+    functions: Mapping[str, list[weakref.ref[FunctionType]]]
     thread_locals: tuple[weakref.ref[threading.local], ...]
     frozen: int
 
@@ -41,13 +44,28 @@ _settled: _Settled | None = None
 _looked_through = 0
 
 
-def functions() -> list[FunctionType]:
-    """Every live function that the garbage collector knows of."""
+def functions(
+    worth: Callable[[str], bool] | None = None, *, since: object = None
+) -> list[FunctionType]:
+    """Every live function that the garbage collector knows of.
+
+    Args:
+        worth: whether functions of a file (as code objects name it) are of interest. It saves time:
+            some others may be among the result.
+        since: what `now()` has returned; functions that were there then may be left out.
+    """
     things, settled = _look()
     found = _functions_in(things)
-    if settled is not None:
-        found += _alive(settled.functions)
+    if settled is not None and settled is not since:
+        for file, references in settled.functions.items():
+            if worth is None or worth(file):
+                found += _alive(references)
     return found
+
+
+def now() -> object:
+    """A moment, for `functions(since=...)`."""
+    return _settled
 
 
 def thread_locals() -> list[threading.local]:
@@ -73,7 +91,9 @@ def settle() -> None:
         return  # what somebody else has frozen is not ours to thaw
     gc.collect()
     things = gc.get_objects()
-    functions = tuple(map(weakref.ref, _functions_in(things)))
+    functions = defaultdict(list)
+    for function in _functions_in(things):
+        functions[function.__code__.co_filename].append(weakref.ref(function))
     thread_locals = tuple(map(weakref.ref, _thread_locals_in(things)))
     del things
     gc.freeze()
@@ -115,8 +135,9 @@ def _functions_in(things: list[Any]) -> list[FunctionType]:
 
 
 def _thread_locals_in(things: list[Any]) -> list[threading.local]:
+    # By identity, since a class may have a hash of its own; and without a step in Python each.
     kinds = set(map(id, _with_subclasses(threading.local)))
-    return [thing for thing in things if id(type(thing)) in kinds]
+    return list(compress(things, map(kinds.__contains__, map(id, map(type, things)))))
 
 
 def _with_subclasses(kind: type) -> Iterator[type]:

@@ -345,6 +345,7 @@ class _Installed:
 
     def __init__(self, compiled: _Compiled) -> None:
         self.compiled = compiled
+        self.since = heap.now()
         self.users = 0
         self.swapped: list[tuple[weakref.ref[FunctionType], CodeType]] = []
 
@@ -392,6 +393,8 @@ def _put_back(done: list[_Installed]) -> None:
     """Take the probes out, whatever interrupts it, and then let the interruption go on."""
     interruption: BaseException | None = None
     originals: dict[int, CodeType] = {}
+    first = done[0].since
+    since = first if all(installed.since is first for installed in done) else None
     for installed in done:
         originals.update(installed.compiled.original)
         for _ in range(_TRIES):
@@ -402,7 +405,7 @@ def _put_back(done: list[_Installed]) -> None:
                 interruption = error
     for _ in range(_TRIES):
         try:
-            for function in heap.functions():
+            for function in heap.functions(since=since):
                 before = originals.get(id(function.__code__))
                 if before is not None:  # made while the probes were in
                     give(function, before)
@@ -414,6 +417,11 @@ def _put_back(done: list[_Installed]) -> None:
 
 
 _FORGETS: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED")) and sys.version_info < (3, 14)
+"""Whether the garbage collector does not list all functions.
+
+Once the first thread was started, a free-threaded 3.13 makes the functions and classes of modules
+immortal, and forgets about them. They are all to be reached from their modules' names.
+"""
 _LEAVES: Final = frozenset(map(id, (CodeType, str, bytes, int, float, bool, type(None))))
 """Types of objects that lead to no function."""
 _OF_THE_IMPORT: Final = ("__loader__", "__spec__")
@@ -428,22 +436,21 @@ _reached: Final[weakref.WeakKeyDictionary[ModuleType, tuple[list[int], list[Func
 """By module: what its names were bound to when it was walked, as identities; what was found."""
 
 
-def _untracked_functions(modules: Iterable[ModuleType]) -> Iterator[FunctionType]:
-    """Functions that the garbage collector of a free-threaded 3.13 does not list.
+def _functions_reached(modules: Iterable[ModuleType]) -> Iterator[FunctionType]:
+    """Functions that are reached from the names of modules, whoever made them.
 
-    Once the first thread was started it makes the functions and classes of modules immortal, and
-    forgets about them. They are all to be reached from their modules' names; and what the code of
-    a module made once stays there, so a module is walked again only if a name of it was bound anew.
+    What the code of a module made once stays there, so a module is walked again only if a name of
+    it was bound anew.
     """
     for module in modules:
         bound = list(map(id, namespace_of(module).values()))
         known = _reached.get(module)
         if known is None or known[0] != bound:
-            known = _reached[module] = bound, _reachable_functions(module)
+            known = _reached[module] = bound, _walked(module)
         yield from known[1]
 
 
-def _reachable_functions(module: ModuleType) -> list[FunctionType]:
+def _walked(module: ModuleType) -> list[FunctionType]:
     # What the functions of a module have in common leads out of it: whatever it imports.
     loaded = [each for each in list(sys.modules.values()) if issubclass(type(each), ModuleType)]
     seen = {id(namespace_of(each)) for each in loaded}
@@ -485,26 +492,35 @@ def _live_functions(
 
     Of the modules that are named in `without`, all that say they are in them.
     """
-    functions = heap.functions()
+    names = {module.__name__ for module in modules}
+    files = set(map(_code_file, modules))
+    blind = [module for module in modules if module.__name__ in without]
+    unseen = {
+        function.__code__.co_filename
+        for function in _functions_reached(blind)
+        if function.__module__ in without
+    }
+
+    def is_own(file: str) -> bool:
+        return _absolute(file) in files
+
+    def is_of_no_file(file: str) -> bool:
+        return file[:1] in _NO_FILE or file in unseen
+
+    functions = heap.functions(lambda file: is_own(file) or is_of_no_file(file))
     if _FORGETS:
         every = {id(function): function for function in functions}
-        every.update((id(function), function) for function in _untracked_functions(modules))
+        every.update((id(function), function) for function in _functions_reached(modules))
         functions = list(every.values())
-    files = set(map(_code_file, modules))
     all_files = {function.__code__.co_filename for function in functions}
-    own = {file for file in all_files if _absolute(file) in files}
-    made = {file for file in all_files if file[:1] in _NO_FILE} - own
-    names = {module.__name__ for module in modules}
+    own, others = set(filter(is_own, all_files)), set(filter(is_of_no_file, all_files))
     found = []
-    # Few of many are wanted, and this is done for each exploration: one pass, and little in it.
     for function in functions:
         code = function.__code__
         if code.co_filename in own:
             # Without that flag it is the body of a class, which never runs again.
             if code.co_flags & inspect.CO_OPTIMIZED and code.co_name != "__annotate__":
                 found.append(function)
-        elif (code.co_filename in made and function.__module__ in names) or (
-            without and function.__module__ in without
-        ):
+        elif code.co_filename in others and function.__module__ in names:
             found.append(function)
     return found
