@@ -38,6 +38,9 @@ class Patches:
 
     def names(self, namespace: dict[str, Any], instead: Mapping[int, Any]) -> None:
         """Give names other values, by the identity of those that they have."""
+        # Hardly any of all the modules has one, and this is done for each exploration.
+        if instead.keys().isdisjoint(map(id, list(namespace.values()))):
+            return
         found = [name for name, value in list(namespace.items()) if id(value) in instead]
         for name in found:
             self.name(namespace, name, instead[id(namespace[name])])
