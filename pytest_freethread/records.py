@@ -274,12 +274,13 @@ A plain tuple, since there are as many as there are accesses.
 
 - thread: index of the logical thread that made the step.
 - object: its number in this execution, from 1 on; no two objects ever have the same one. Of `fork`
-  and `joined`, the index of the thread that is started, or has ended.
+  and `joined`, the index of the thread that is started, or has ended; of `again`, how many steps.
 - key: of an access, the attribute's name or the item's key, None for the whole object; of a
   synchronisation, whether the object is a lock.
 - operation: of an access, a number of `effects.OP_NAMES`; of a synchronisation its name, such as
   `release`; `try` where a lock is taken without waiting for ever, `fail` where that was in vain;
-  `fork`, `joined`; `gone` where the object's life ended.
+  `fork`, `joined`; `gone` where the object's life ended; `again` in place of steps in which the
+  thread repeated what it had just done twice, while nobody else did anything.
 - site: the static place in the source.
 """
 

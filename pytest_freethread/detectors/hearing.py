@@ -19,7 +19,9 @@ _SYNCHRONISATIONS: Final[Mapping[tuple[bool, str], int]] = {
 }
 
 
-_NO_STEPS: Final = frozenset({"fork", "joined", "gone"})
+_NO_STEPS: Final = frozenset({"fork", "joined", "gone", "again"})
+_NOT_COUNTED: Final = frozenset({"gone", "again"})
+"""Events of which judges make none."""
 _LONGEST: Final = 64
 """Events of a repetition that is recognised."""
 
@@ -121,7 +123,7 @@ class Hearing:
                 judge.join(thread, obj)
             elif op == "gone":
                 judge.forget(obj)
-            else:
+            elif op != "again":
                 synchronise(thread, obj, _SYNCHRONISATIONS[key, op], site)
 
 
@@ -148,10 +150,12 @@ class StepwiseHearing(Hearing):
         kept = self._hear(events)
         made = self._made
         numbers = []
-        for _, _, _, op, _ in events:
+        for _, count, _, op, _ in events:
             numbers.append(-1 if op in _NO_STEPS else made)
-            made += op not in _NO_STEPS
+            made += count if op == "again" else op not in _NO_STEPS
         self.steps += [
-            numbers[index] for index in kept if events[index][1] >= 0 and events[index][3] != "gone"
+            numbers[index]
+            for index in kept
+            if events[index][1] >= 0 and events[index][3] not in _NOT_COUNTED
         ]
         self._made = made

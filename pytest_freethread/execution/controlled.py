@@ -27,6 +27,15 @@ __all__ = ["STOP", "Controlled"]
 _MOST_GARBAGE: Final = 20_000
 """Tracked objects that executions may leave before the collector runs between two of them."""
 
+_MANY: Final = 500
+"""Executions after which garbage is collected in the end.
+
+What they leave would be mixed with what there was before, and every look through all objects take
+longer; a free-threaded build may not come to it by itself for long, since objects from before that
+are freed take its counter below zero. But there a collection looks through all that exists, which
+after a few executions takes longer than they did.
+"""
+
 
 class Controlled:
     """Everything in place for running the same bodies under one schedule after another.
@@ -68,6 +77,7 @@ class Controlled:
             eventfd=eventfd,
         )
         self._kernel: Kernel | None = None
+        self._executions = 0
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -79,6 +89,7 @@ class Controlled:
             kernel = self._make_kernel()
             exits.callback(kernel.dismiss)
             exits.enter_context(_no_collection())
+            exits.callback(self._collect)
             installed = shadows.Shadows()
             exits.callback(installed.restore)
             installed.install(kernel, self._modules)
@@ -96,6 +107,11 @@ class Controlled:
     ) -> None:
         self._kernel = None
         self._exits.close()
+
+    def _collect(self) -> None:
+        if self._executions >= _MANY:
+            gc.collect()
+        self._executions = 0
 
     def choose_everywhere(self, everywhere: bool) -> None:
         """Choose at every access from now on, as a replay does; or only where threads share."""
@@ -153,6 +169,7 @@ class Controlled:
         assert kernel is not None, "run() outside of the with block"
         if gc.get_count()[0] > _MOST_GARBAGE:
             gc.collect()
+        self._executions += 1
         return kernel.execute(
             bodies,
             choose,
@@ -180,10 +197,6 @@ def _no_collection() -> Iterator[None]:
     try:
         yield
     finally:
-        # What the executions leave behind, before it is mixed with what there was: a free-threaded
-        # build, whose counter objects that are freed take below zero, may not come to it by itself
-        # for long, and every look through all objects takes longer.
-        gc.collect()
         if freeze:
             gc.unfreeze()
         if enabled:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 from pytest_freethread import interpreter
 from pytest_freethread.execution import carriers, stacks
 from pytest_freethread.execution.baton import Baton, Core
+from pytest_freethread.execution.repetition import Repetition, repeated
 from pytest_freethread.execution.values import PLAIN, addition, comparable, described, has, peek
 from pytest_freethread.instrument import probes, shadows
 from pytest_freethread.instrument.effects import (
@@ -139,9 +140,11 @@ class Kernel:
     user_choose: Chooser
     choices: list[int]
     # Whether the chooser stays with whoever runs, in all of the execution, and judges hear it: then
-    # sharing is learned from what they hear. While nobody waits, such a thread is quick.
+    # sharing is learned from what they hear. While nobody waits, such a thread is quick; and what
+    # it repeats is expected: none of it is in `events` or `steps` before that is over.
     staying: bool
     quick: bool
+    repetition: Repetition | None
     turns: list[tuple[int, int, int]]
     steps: int
     turn_began: int
@@ -174,11 +177,12 @@ class Kernel:
     births: dict[int, tuple[int, int]]
     origins: dict[int, tuple[Any, stacks.Chain]]
     # What judges hear. An object is kept, or watched for its end, so that none that comes later is
-    # taken for it: `numbers` and `kept` are by identity.
+    # taken for it: `numbers` and `kept` are by identity, `identities` are by number.
     hear: Hear | None
     log: Callable[[Event], None] | None
     events: list[Event]
     numbers: dict[int, int]
+    identities: dict[int, int]
     kept: dict[int, Any]
     most_kept: int
     counted: int
@@ -246,7 +250,8 @@ class Kernel:
             if op == ITEM_ADD:
                 op = addition(obj, key)
             number = me.numbers.get(id(obj)) or self._number(me, obj)
-            self.log((index, number, key, op, site))  # type: ignore[misc] # it is quick
+            log = self.log
+            log((index, number, key, op, site))  # type: ignore[misc] # it is quick
             return obj
         if self.learn and not self.staying and (self.tracking or site not in self.sites):
             touch = id(obj) ^ (site << 48) ^ (op & 1)
@@ -294,11 +299,38 @@ class Kernel:
         if log is not None:
             number = me.numbers.get(id(obj)) or self._number(me, obj)
             log((index, number, key, op, site))
+        if self.quick:
+            self._expect_repetition()
         if self.record:
             if op == ITEM_ADD:
                 op = ITEM_WRITE  # to a reader, it is what is written there
             self._note(me, obj, key, OP_NAMES[op], _WRITES[op], site)
         return obj
+
+    def _expect_repetition(self) -> None:
+        block = repeated(self.events)
+        if block is not None:
+            self.repetition = Repetition(self.task, block, self.identities, self._differs)
+            probes.divert(self.repetition.hear)
+
+    def _differs(self, obj: Any, key: Any, op: int | str, site: int, /) -> Any:
+        """Go on with what was not expected; None for a lock's, which whoever asks goes on with."""
+        if op != ROUTE and get_ident() == self.running:
+            self._end_repetition()
+        return self.access(obj, key, op, site) if isinstance(op, int) else None
+
+    def _end_repetition(self) -> None:
+        """Note what was repeated; whoever counts steps, or tells what happened, does so before."""
+        repetition, log = self.repetition, self.log
+        if repetition is not None and log is not None:
+            self.repetition = None
+            probes.divert(None)
+            again, rest = repetition.heard()
+            self.steps += again[1] + len(rest)
+            if again[1]:
+                log(again)
+            for event in rest:
+                log(event)
 
     def _access_elsewhere(self, obj: Any, key: Any, op: int, site: int) -> Any:
         me = self.me(quiet=True)
@@ -421,6 +453,8 @@ class Kernel:
         site: int = -1,
     ) -> bool:
         """See `shadows.Conductor`."""
+        if self.repetition is not None:
+            self._end_repetition()
         if site < 0:
             site = me.at if me.at >= 0 else shadows.caller_site()
         me.at = -1
@@ -468,23 +502,31 @@ class Kernel:
             self.progress = self.steps
         if self.log is not None:
             self._tell_of(me, obj, what, site, patient=gate is not None and timeout is None)
+        if self.quick:
+            self._expect_repetition()
         if self.record:
             self._note(me, obj, None, what, write, site)
         return not me.expired
 
     def glide(self, obj: object, what: str) -> Task | None:
         """See `shadows.Conductor`."""
-        if get_ident() != self.running or self.steps + 1 >= self.look:
+        if get_ident() != self.running:
             return None
-        self.steps += 1
         me = self.task
+        repetition = self.repetition
+        if repetition is None and self.steps + 1 >= self.look:
+            return None
         if me.at >= 0:
             me.site = me.at
             me.at = -1
         elif what == "acquire":
             me.site = shadows.caller_site()
+        if repetition is not None and repetition.hear(obj, True, what, me.site) is not None:
+            return me
+        self.steps += 1
         number = me.numbers.get(id(obj)) or self._number(me, obj)
-        self.log((me.index, number, True, what, me.site))  # type: ignore[misc] # it is quick
+        log = self.log
+        log((me.index, number, True, what, me.site))  # type: ignore[misc] # it is quick
         return me
 
     def _give_up_waiting(self, me: Task) -> None:
@@ -569,6 +611,7 @@ class Kernel:
 
     def _count(self, index: int) -> None:
         """Note a thread's turn that is over now."""
+        self._end_repetition()
         if self.record:
             self._note_pause(self.tasks[index])
         pending = self.pending[index]
@@ -694,6 +737,7 @@ class Kernel:
         self.choices = []
         self.staying = stays and hear is not None and not record
         self.quick = False
+        self.repetition = None
         self.turns = []
         self.trace = []
         self.pauses = []
@@ -707,6 +751,7 @@ class Kernel:
         self.events = []
         self.log = None if hear is None else self.events.append
         self.numbers = {}
+        self.identities = {}
         self.kept = {}
         self.most_kept = _MOST_KEPT
         self.counted = 0
@@ -813,6 +858,7 @@ class Kernel:
             self._tell()
             self.log = None
             self.numbers = {}
+            self.identities = {}
             self.kept = {}
         if self.failure is not None:
             raise self.failure
@@ -1084,6 +1130,7 @@ class Kernel:
                 if self.running == _NOBODY:
                     self.running = self.task.ident if self.task is not suspect else ident
                 return
+            self._end_repetition()
             suspect.outside = True
             self.outside.add(suspect.index)
             self.away.append(suspect)
@@ -1288,6 +1335,7 @@ class Kernel:
         if issubclass(type(obj), threading.local):  # every thread has its own
             number = _NO_OBJECT
         self.numbers[identity] = me.numbers[identity] = number
+        self.identities[number] = identity
 
         def end(_: object) -> None:
             if self.kept is kept:  # the execution is still under way
@@ -1312,6 +1360,7 @@ class Kernel:
 
     def _tell(self) -> None:
         """Have the judges hear what happened since they heard last."""
+        self._end_repetition()
         if self.hear is not None:
             if len(self.kept) > self.most_kept:
                 self._let_go()
@@ -1331,7 +1380,10 @@ class Kernel:
         self.most_kept = _MOST_KEPT + 2 * len(self.kept)
 
     def _forget(self, identity: int) -> None:
+        if self.repetition is not None and self.repetition.is_about(identity):
+            self._end_repetition()
         number = self.numbers.pop(identity)
+        self.identities.pop(number, None)
         del self.kept[identity]
         for task in self.tasks:
             task.numbers.pop(identity, None)

@@ -129,6 +129,7 @@ _Access: TypeAlias = "Callable[[Any, Any, int, int], Any]"
 
 _OF_AN_ITEM: Final = frozenset({ITEM_READ, ITEM_WRITE, ITEM_ADD})
 
+_sink: Sink | None = None
 _access: _Access | None = None
 _sink_access: _Access | None = None
 
@@ -138,13 +139,24 @@ def listen(sink: Sink | None) -> None:
 
     What was learned about classes is dropped: it keeps them alive, for as long as nobody calls.
     """
-    global _access, _sink_access  # noqa: PLW0603 - the one sink of the process
+    global _sink, _access, _sink_access  # noqa: PLW0603 - the one sink of the process
     for learned in _effects.values():
         learned.clear()
     _special_reads.clear()
     _special_writes.clear()
     _namespaces.clear()
+    _sink = sink
     _access = _sink_access = None if sink is None else sink.access
+
+
+def divert(access: Callable[[Any, Any, int, int], Any] | None) -> None:
+    """Let `access` hear the probes in place of the sink's own; None: the sink's again."""
+    global _access, _sink_access  # noqa: PLW0603 - see above
+    if _sink is not None:
+        direct = _access is _sink_access
+        _sink_access = access or _sink.access
+        if direct:  # else whoever hears them hands them on
+            _access = _sink_access
 
 
 def announce(obj: Any, key: Any, op: int, site: int) -> None:

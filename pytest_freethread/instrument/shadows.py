@@ -325,6 +325,9 @@ class Lock(metaclass=_Factory):
     def take(self, me: Task, count: int = 1) -> None:  # noqa: ARG002 - see above
         """Become locked; it is free."""
         self.real.acquire(False)
+        self._belong_to(me)
+
+    def _belong_to(self, me: Task) -> None:
         self.owner = me
         self.site = me.site
         me.held.append(self)
@@ -380,11 +383,12 @@ class Lock(metaclass=_Factory):
 
     def __enter__(self) -> bool:
         conductor = _conductor
-        if conductor is not None and conductor.quick and not self.real.locked():
+        if conductor is not None and conductor.quick and self.real.acquire(False):
             me = conductor.glide(self, "acquire")
             if me is not None:
-                self.take(me)
+                self._belong_to(me)
                 return True
+            self.real.release()
         return self.acquire()
 
     def __exit__(self, *_: object) -> None:
