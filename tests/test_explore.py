@@ -243,6 +243,80 @@ def test_a_loop_that_waits_for_another_thread_ends():
     assert result.verdict is Verdict.PASSED, str(result)[:2000]
 
 
+class Turnstile:
+    """Of those who pass, each tries again and again until it may."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.queue = queue.SimpleQueue()
+        self.queue.put("key")
+        self.passed = self.tries = 0
+        self.inside = False
+
+
+def try_the_lock(turnstile):
+    while not turnstile.lock.acquire(blocking=False):
+        pass
+    turnstile.passed += 1
+    turnstile.lock.release()
+
+
+def count_the_tries(turnstile):
+    while not turnstile.lock.acquire(blocking=False):
+        turnstile.tries += 1
+    turnstile.passed += 1
+    turnstile.lock.release()
+
+
+def ask_for_the_key(turnstile):
+    while True:
+        try:
+            key = turnstile.queue.get_nowait()
+            break
+        except queue.Empty:
+            continue
+    turnstile.passed += 1
+    turnstile.queue.put(key)
+
+
+def look_under_the_lock(turnstile):
+    while True:
+        with turnstile.lock:
+            if not turnstile.inside:
+                turnstile.inside = True
+                break
+    turnstile.passed += 1
+    with turnstile.lock:
+        turnstile.inside = False
+
+
+@pytest.mark.parametrize("strategy", ["dpor", "dfs", "random", "pct", "pos", "surw"])
+@pytest.mark.parametrize(
+    "body", [try_the_lock, count_the_tries, ask_for_the_key, look_under_the_lock]
+)
+def test_who_tries_again_and_again_lets_others_go_on(body, strategy):
+    result = explore(
+        body,
+        setup=Turnstile,
+        invariant=lambda turnstile: turnstile.passed == 3,
+        threads=3,
+        strategy=strategy,
+        schedules=20,
+        seconds=None,
+    )
+    assert result.verdict is Verdict.PASSED, str(result)
+
+
+def take_and_keep(turnstile):
+    turnstile.lock.acquire()
+
+
+@pytest.mark.parametrize("body", [try_the_lock, count_the_tries])
+def test_who_tries_in_vain_for_ever_is_in_a_livelock(body):
+    result = explore(take_and_keep, body, setup=Turnstile, strategy="pct", seconds=None)
+    the_finding(result, "livelock")
+
+
 def test_a_loop_that_waits_for_nobody_is_a_livelock():
     result = explore(wait_for_value, setup=Counter, schedules=50)
     the_finding(result, "livelock")

@@ -64,8 +64,18 @@ if TYPE_CHECKING:
 STOP: Final = -1
 """What a chooser returns to have the execution given up: it is of no interest any more."""
 
-_LOOK: Final = 64
-"""Steps after which a thread that runs alone is looked at for a spin loop, again and again."""
+_LOOK: Final = 61
+"""Steps after which a thread that runs alone is looked at for a spin loop, again and again.
+
+A prime: of a loop of any length each step is looked at, so one at which others can go on is, too.
+"""
+
+_STARVES: Final = 4
+"""The fraction of the most steps after which a thread starves that is ready all the time.
+
+Programs take fewer altogether (`exploring` sees to that), unless others go round in a loop that
+changes something each time, such as the count of their tries.
+"""
 
 _MOST_IDLE: Final = 3
 """How often the patience must be over before nobody outside of control is waited for."""
@@ -102,13 +112,20 @@ _BEGINNING: Final = Pending(None, None, False, -1)
 _LOCKS: Final = frozenset({Lock, RLock})
 _NO_OBJECT: Final = -1
 _STORES: Final = frozenset({ITEM_WRITE, ITEM_ADD})
+_TRIES: Final = frozenset({"acquire", "get"})
+"""Synchronisations by which a thread that is in a loop may have got nowhere."""
 _make: Final = tuple.__new__
+
+
+def _advances(what: str, *, lock: bool) -> bool:
+    """Whether a synchronisation changes something; to take a lock and to let it go does not."""
+    return what not in _TRIES and not (lock and what == "release")
 
 
 def _changes(event: Event) -> bool:
     """Whether an event is no mere look at something."""
-    op = event[3]
-    return bool(op & 1) if isinstance(op, int) else True
+    _, _, key, op, _ = event
+    return bool(op & 1) if isinstance(op, int) else _advances(op, lock=key is True)
 
 
 def _no_part(_: object) -> int:
@@ -151,8 +168,12 @@ class Kernel:
     progress: int
     look: int
     max_steps: int
+    # After so many steps whoever is ready starves. Who goes behind others, and those: they were
+    # ready while it spun, or starved, and have not gone on since.
     fair: bool
+    stint: int
     spins: int
+    behind: dict[int, set[int]]
     timed: bool
     late: int
     alone: int
@@ -290,6 +311,8 @@ class Kernel:
         if chosen != index:
             self._switch(me, chosen)
         self.steps += 1
+        if self.behind:
+            self._has_gone_on(index)
         self.quick = self.staying and all(task.gate is None for task in self.live)
         if op == ITEM_ADD:
             op = addition(obj, key)
@@ -497,8 +520,10 @@ class Kernel:
                 self._pass_time(me.deadline or 0)
             me.gate = me.deadline = None
         self.steps += 1
+        if self.behind:
+            self._has_gone_on(index)
         self.quick = self.staying and all(task.gate is None for task in self.live)
-        if write:
+        if write and _advances(what, lock=type(obj) in _LOCKS):
             self.progress = self.steps
         if self.log is not None:
             self._tell_of(me, obj, what, site, patient=gate is not None and timeout is None)
@@ -529,6 +554,13 @@ class Kernel:
         log((me.index, number, True, what, me.site))  # type: ignore[misc] # it is quick
         return me
 
+    def _has_gone_on(self, index: int) -> None:
+        """A thread makes a step: nobody has to go behind it any more."""
+        for others in self.behind.values():
+            others.discard(index)
+        self.behind = {each: others for each, others in self.behind.items() if others}
+        self._update()
+
     def _give_up_waiting(self, me: Task) -> None:
         me.gate = me.deadline = None
         self._update()
@@ -543,6 +575,9 @@ class Kernel:
     def _update(self) -> None:
         """Find out who can go on."""
         ready = [task.index for task in self.live if task.gate is None or self._can_go_on(task)]
+        if self.behind:
+            able = set(ready)
+            ready = [each for each in ready if able.isdisjoint(self.behind.get(each, ()))] or ready
         if ready != self.ready:
             self.ready = ready
 
@@ -601,13 +636,16 @@ class Kernel:
         if chosen == index:
             return
         self._count(index)
+        self._hand_over(chosen)
+        me.take()
+        if self.abandoned:
+            raise Unwound
+
+    def _hand_over(self, chosen: int) -> None:
         to = self.tasks[chosen]
         self.task = to
         self.running = to.ident
         to.give()
-        me.take()
-        if self.abandoned:
-            raise Unwound
 
     def _count(self, index: int) -> None:
         """Note a thread's turn that is over now."""
@@ -616,7 +654,7 @@ class Kernel:
             self._note_pause(self.tasks[index])
         pending = self.pending[index]
         self.turns.append((index, self.steps - self.turn_began, pending.site if pending else -1))
-        self.turn_began = self.steps
+        self.turn_began = self.tasks[index].left = self.steps
 
     def _to_main(self, me: Task) -> None:
         """Give the control to the driving thread; wait for a turn, if that ever comes."""
@@ -682,7 +720,14 @@ class Kernel:
         self._update()
 
     def _look(self, me: Task) -> bool:
-        """Now and then: does the thread that runs get anywhere? If not, others go first."""
+        """Now and then: does the thread that runs get anywhere? If not, others go first.
+
+        Each that could go on does so before the one that spins does (fair stateless model checking,
+        Musuvathi & Qadeer 2008). So does whoever was ready for long, and sooner the next time.
+
+        Returns:
+            Whether the thread that runs may not go on.
+        """
         steps = self.steps
         self.look = steps + _LOOK
         if steps >= self.max_steps:
@@ -694,15 +739,22 @@ class Kernel:
             self.progress = steps
         if len(self.events) >= _MOST_EVENTS:
             self._tell()
-        alone = min(steps - self.turn_began, steps - self.progress)
         self._update()
-        if self.fair and alone >= _LOOK:
-            others = [index for index in self.ready if index != me.index]
-            if others and me.index in self.ready:
-                self.ready = others  # until somebody synchronises, or the next look
-                self.spins += 1
-                return True
-        return False
+        others = {index for index in self.ready if index != me.index}
+        if not self.fair or not others:
+            return False
+        starving = {index for index in others if steps - self.tasks[index].left >= self.stint}
+        if starving:
+            self.stint = max(_LOOK, self.stint // 2)
+            for index in (me.index, *others - starving):
+                self.behind[index] = starving.copy()
+        elif min(steps - self.turn_began, steps - self.progress) >= _LOOK:
+            self.behind[me.index] = others
+        else:
+            return False
+        self.spins += 1
+        self._update()
+        return True
 
     # ----- bodies and the threads that they start ---
 
@@ -733,6 +785,8 @@ class Kernel:
         self.fair = fair
         self.now = self.steps = self.turn_began = self.progress = self.spins = self.late = 0
         self.alone = 0
+        self.behind = {}
+        self.stint = max_steps // _STARVES
         self.look = min(_LOOK, max_steps)
         self.choices = []
         self.staying = stays and hear is not None and not record
@@ -1035,10 +1089,7 @@ class Kernel:
                 self.choices.append(chosen)
                 if chosen not in self.ready:
                     self._refuse(task, chosen)
-                to = self.tasks[chosen]
-                self.task = to
-                self.running = to.ident
-                to.give()
+                self._hand_over(chosen)
         except Unwound:
             pass
 
@@ -1114,10 +1165,7 @@ class Kernel:
             self.diverged = len(self.choices) - 1, chosen, tuple(self.ready)
             self.outcome = "stopped" if chosen == STOP else "diverged"
             return False
-        to = self.tasks[chosen]
-        self.task = to
-        self.running = to.ident
-        to.give()
+        self._hand_over(chosen)
         return True
 
     def _detach(self) -> None:

@@ -104,6 +104,7 @@ class Task:
         impatient: whether that may be while others could still go on.
         expired: whether it stopped waiting because of the deadline.
         held: the locks that it holds, in the order in which it took them.
+        left: how many steps the execution had when its last turn ended.
         seen, touched, wrote, quiet, quietly, objects: what it has touched in this execution, for
             whoever learns which locations are shared.
         numbers: by identity, the numbers of the objects that it has touched, for judges.
@@ -111,10 +112,9 @@ class Task:
 
     __slots__ = (
         *("at", "body", "carrier", "context", "daemon", "deadline", "ended", "error", "expired"),
-        *("gate", "give", "glances", "held", "ident", "impatient", "index", "last", "numbers"),
-        "objects",
-        "outside",
-        *("quiet", "quietly", "seen", "site", "take", "thread", "touched", "what", "wrote"),
+        *("gate", "give", "glances", "held", "ident", "impatient", "index", "last", "left"),
+        *("numbers", "objects", "outside", "quiet", "quietly", "seen", "site", "take", "thread"),
+        *("touched", "what", "wrote"),
     )
 
     context: contextvars.Context
@@ -127,6 +127,7 @@ class Task:
         self.deadline: int | None = None
         self.expired = self.ended = self.outside = self.daemon = self.impatient = False
         self.glances = 0
+        self.left = 0
         self.held: list[Lock | RLock] = []
         self.error: BaseException | None = None
         self.thread: Any = None
