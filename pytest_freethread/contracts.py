@@ -81,7 +81,7 @@ _STANDSTILLS: Final = ("deadlock", "lost-wakeup")
 _ANYWHERE: Final = 8
 """Schedules that switch at any access, of a scenario that has no others left."""
 
-_SHRINKING: Final = (7.0, 2_000)
+_SHRINKING: Final = (7.0, 3_000)
 """Seconds and schedules that the search for a smaller scenario may take, whichever is over first.
 
 The latter is the one that is over on an idle machine, so that the same seed ends with the same

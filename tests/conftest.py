@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,13 @@ import pytest
 
 # Each of the many processes that tests start would compile the plugin anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """The modules below the working directory get probes, and all of our tests' need none."""
+    with contextlib.chdir(tmp_path_factory.mktemp("empty")):
+        yield
 
 
 @pytest.fixture
