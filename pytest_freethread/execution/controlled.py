@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from pytest_freethread.execution import carriers
 from pytest_freethread.execution.baton import HAS_EVENTFD
 from pytest_freethread.execution.kernel import STOP, Kernel
-from pytest_freethread.instrument import probes, shadows
+from pytest_freethread.instrument import heap, probes, shadows
 from pytest_freethread.instrument.swap import Instrumentation, instrumented
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Controlled:
 def _no_collection() -> Iterator[None]:
     """No garbage collector, and what exists now out of its way when it is called by hand."""
     enabled = gc.isenabled()
-    freeze = gc.get_freeze_count() == 0
+    freeze = not heap.is_frozen()
     gc.disable()
     if freeze:
         gc.freeze()

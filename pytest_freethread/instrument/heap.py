@@ -32,12 +32,17 @@ class _Settled:
 
     Attributes:
         functions: by the file that their code named then.
-        frozen: how many objects; they become fewer, as long as nobody else freezes any.
+        objects: how many there were.
+        before: one of them; as long as it is not listed, nobody has thawed them.
+        after: one that came later; as long as it is listed, nobody else has frozen any. (To count
+            what is frozen takes as long as to look through it.)
     """
 
     functions: Mapping[str, list[weakref.ref[FunctionType]]]
     thread_locals: tuple[weakref.ref[threading.local], ...]
-    frozen: int
+    objects: int
+    before: list[None]
+    after: list[None]
 
 
 _settled: _Settled | None = None
@@ -84,13 +89,15 @@ def settle() -> None:
     next time, or until `unsettle()`.
     """
     global _settled, _looked_through  # noqa: PLW0603 - the heap is one for the whole process
-    if _looked_through < max(_WORTH_IT, _settled.frozen if _settled else 0):
+    if _looked_through < max(_WORTH_IT, _settled.objects if _settled else 0):
         return
     unsettle()
     if gc.get_freeze_count():
         return  # what somebody else has frozen is not ours to thaw
     gc.collect()
+    before: list[None] = []
     things = gc.get_objects()
+    objects = len(things)
     functions = defaultdict(list)
     for function in _functions_in(things):
         functions[function.__code__.co_filename].append(weakref.ref(function))
@@ -98,7 +105,7 @@ def settle() -> None:
     del things
     gc.freeze()
     _settled = _Settled(
-        functions=functions, thread_locals=thread_locals, frozen=gc.get_freeze_count()
+        functions=functions, thread_locals=thread_locals, objects=objects, before=before, after=[]
     )
     _looked_through = 0
 
@@ -111,21 +118,24 @@ def unsettle() -> None:
         gc.unfreeze()
 
 
+def is_frozen() -> bool:
+    """Whether anything is frozen, by whomever."""
+    return _settled is not None or gc.get_freeze_count() > 0
+
+
 def _look() -> tuple[list[Any], _Settled | None]:
     """The objects to look through, and what is known of the others."""
     global _looked_through  # noqa: PLW0603 - see above
-    frozen = gc.get_freeze_count()
     settled = _settled
-    if settled is not None and 0 < frozen <= settled.frozen:
+    things = gc.get_objects()
+    if settled is not None:
+        listed = set(map(id, things))
+        if id(settled.before) in listed or id(settled.after) not in listed:
+            settled = None
+    if settled is None and gc.get_freeze_count():  # what is frozen is not listed
+        gc.unfreeze()
         things = gc.get_objects()
-    else:
-        settled = None
-        if frozen:  # what is frozen is not listed
-            gc.unfreeze()
-            things = gc.get_objects()
-            gc.freeze()
-        else:
-            things = gc.get_objects()
+        gc.freeze()
     _looked_through += len(things)
     return things, settled
 
