@@ -271,12 +271,13 @@ def test_a_run_that_has_ended_is_forgotten():
 
     with ParallelEngine([Stage("a", lambda *_: None)], workers=2) as engine:
         value = Input()
-        forgotten = weakref.ref(value)
+        gone = threading.Event()
+        forgotten = weakref.ref(value, lambda _: gone.set())
         engine.run([value] * 10)
         engine.run([None] * 10)
         del value
-        gc.collect()
-        assert forgotten() is None
+        # On a busy machine a worker may still be on its way out of the run that has ended.
+        assert any(gc.collect() < 0 or gone.wait(0.01) for _ in range(1000)), forgotten()
 
 
 # Failures
