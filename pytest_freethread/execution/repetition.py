@@ -34,8 +34,8 @@ class Repetition:
         task: the thread that runs.
         block: the events of a round that it has just gone round twice.
         identities: of the objects that have the numbers in it.
-        differs: is told of what was not expected, with the arguments of `hear`, if it may have been
-            somebody else's.
+        differs: called with the arguments of `hear` where they are not what was expected, or where
+            another thread asks.
     """
 
     __slots__ = ("_block", "_differs", "_expected", "_position", "_task", "_thread")

@@ -70,8 +70,8 @@ def test_a_wrong_twin_is_found_and_comes_back(name):
         small = calls(result) <= max(4, int(header["calls"])) and (
             switches(result) <= int(header["switches"]) + 2
         )
-        # Which scenarios a seed draws depends on the modules that are loaded: Hypothesis takes
-        # constants from them. Half of the seeds come to the smallest, at the least.
+        # One seed may end in a larger scenario, and which one depends on the modules that are
+        # loaded: Hypothesis takes constants from them. `benchmarks.contracts` has the medians.
         if small or ours:
             break
     else:
