@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ from pytest_freethread.records import (
     Verdict,
     Violation,
 )
-from pytest_freethread.report import text
+from pytest_freethread.report import layout, text
 
 
 def place(line, source, function="transfer"):
@@ -361,22 +362,38 @@ def test_values_that_are_not_known_are_not_made_up():
     assert lines[8].split() == ["3", "end"]
 
 
-def test_an_assertion_is_told_with_its_place():
+@pytest.fixture
+def refused():
+    """An assertion that failed in this file."""
     try:
         raise AssertionError  # the line that failed
     except AssertionError as error:
-        failure = Failure(
+        return Failure(
             exception=error,
             phase="invariant",
             thread=None,
             round=0,
             text="assert 1 == 2\n +  where 1 = <Bank object>.value",
         )
-    lines = interleaved(failure=failure)
-    assert re.fullmatch(r"    raise AssertionError  # the line that failed +\S+\.py:\d+", lines[2])
+
+
+def test_an_assertion_is_told_with_its_place(refused, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)
+    lines = interleaved(failure=refused)
+    assert re.fullmatch(
+        r"    raise AssertionError  # the line that failed +test_report\.py:\d+", lines[2]
+    )
     assert lines[3:5] == ["      assert 1 == 2", "      where 1 = <Bank object>.value"]
-    assert "  Traceback (most recent call last):" in interleaved(failure=failure, full=True)
+    assert "  Traceback (most recent call last):" in interleaved(failure=refused, full=True)
     assert "  Traceback (most recent call last):" not in lines
+
+
+def test_a_place_in_a_deep_folder_has_a_line_of_its_own(refused, monkeypatch):
+    monkeypatch.setattr(layout, "relative", lambda file: f"{'/deep' * 20}/{Path(file).name}")
+    lines = interleaved(failure=refused)
+    assert lines[2] == "    raise AssertionError  # the line that failed"
+    assert re.fullmatch(r"      (/deep){20}/test_report\.py:\d+", lines[3])
+    assert lines[4] == "      assert 1 == 2"
 
 
 def test_a_report_in_ascii():
