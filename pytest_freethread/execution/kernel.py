@@ -16,6 +16,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import contextvars
+import itertools
 import linecache
 import sys
 import threading
@@ -333,11 +334,21 @@ class Kernel:
     def _expect_repetition(self) -> None:
         block = repeated(self.events)
         if block is not None:
-            self.repetition = Repetition(self.task, block, self.identities, self._differs)
+            self.repetition = Repetition(self.task, block, self._owners(block), self._differs)
             probes.divert(self.repetition.hear)
+            shadows.divert(self.repetition)
+
+    def _owners(self, block: Iterable[Event]) -> dict[int, Callable[[], Any]]:
+        """By its number, what returns an object, without a reference that keeps it longer."""
+        owners: dict[int, Callable[[], Any]] = {}
+        for number in {event[1] for event in block}:
+            held = self.kept[self.identities[number]]
+            weak = type(held) is weakref.ref
+            owners[number] = held if weak else itertools.repeat(held).__next__
+        return owners
 
     def _differs(self, obj: Any, key: Any, op: int | str, site: int, /) -> Any:
-        """Go on with what was not expected; None for a lock's, which whoever asks goes on with."""
+        """Go on with what was not expected; not with a lock, for which whoever asked does."""
         if op != ROUTE and get_ident() == self.running:
             self._end_repetition()
         return self.access(obj, key, op, site) if isinstance(op, int) else None
@@ -348,7 +359,8 @@ class Kernel:
         if repetition is not None and log is not None:
             self.repetition = None
             probes.divert(None)
-            again, rest = repetition.heard()
+            shadows.divert(None)
+            again, rest = repetition.end()
             self.steps += again[1] + len(rest)
             if again[1]:
                 log(again)
@@ -538,16 +550,13 @@ class Kernel:
         if get_ident() != self.running:
             return None
         me = self.task
-        repetition = self.repetition
-        if repetition is None and self.steps + 1 >= self.look:
+        if self.steps + 1 >= self.look:
             return None
         if me.at >= 0:
             me.site = me.at
             me.at = -1
         elif what == "acquire":
             me.site = shadows.caller_site()
-        if repetition is not None and repetition.hear(obj, True, what, me.site) is not None:
-            return me
         self.steps += 1
         number = me.numbers.get(id(obj)) or self._number(me, obj)
         log = self.log
@@ -1428,9 +1437,9 @@ class Kernel:
         self.most_kept = _MOST_KEPT + 2 * len(self.kept)
 
     def _forget(self, identity: int) -> None:
-        if self.repetition is not None and self.repetition.is_about(identity):
-            self._end_repetition()
         number = self.numbers.pop(identity)
+        if self.repetition is not None and self.repetition.is_about(number):
+            self._end_repetition()
         self.identities.pop(number, None)
         del self.kept[identity]
         for task in self.tasks:

@@ -216,7 +216,21 @@ class Conductor(Protocol):
         ...
 
 
+class Repeated(Protocol):
+    """What a thread repeats while nobody else does anything; the attributes are called."""
+
+    enter: Callable[[Lock], bool]
+    leave: Callable[[Lock], bool]
+
+
 _conductor: Conductor | None = None
+_repeated: Repeated | None = None
+
+
+def divert(repeated: Repeated | None) -> None:
+    """Ask `repeated` first, of `with` statements; None: nobody."""
+    global _repeated  # noqa: PLW0603 - as the one conductor
+    _repeated = repeated
 
 
 def _me() -> tuple[Conductor, Task] | None:
@@ -326,21 +340,22 @@ class Lock(metaclass=_Factory):
     def take(self, me: Task, count: int = 1) -> None:  # noqa: ARG002 - see above
         """Become locked; it is free."""
         self.real.acquire(False)
-        self._belong_to(me)
-
-    def _belong_to(self, me: Task) -> None:
-        self.owner = me
-        self.site = me.site
-        me.held.append(self)
+        self.belong_to(me)
 
     def let_go(self, me: Task) -> int:  # noqa: ARG002 - see above
         """Become free; returns what `take` wants to be as before."""
         self.real.release()
-        owner = self.owner
-        if owner is not None:
-            self.owner = None
-            owner.held.remove(self)
+        self.belong_to(None)
         return 1
+
+    def belong_to(self, me: Task | None) -> None:
+        """Write down who has it; None: nobody."""
+        if self.owner is not None:
+            self.owner.held.remove(self)
+        self.owner = me
+        if me is not None:
+            self.site = me.site
+            me.held.append(self)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Like the real one's."""
@@ -383,16 +398,22 @@ class Lock(metaclass=_Factory):
         return bool(self.real.locked())
 
     def __enter__(self) -> bool:
+        repeated = _repeated
+        if repeated is not None and repeated.enter(self):
+            return True
         conductor = _conductor
         if conductor is not None and conductor.quick and self.real.acquire(False):
             me = conductor.glide(self, "acquire")
             if me is not None:
-                self._belong_to(me)
+                self.belong_to(me)
                 return True
             self.real.release()
         return self.acquire()
 
     def __exit__(self, *_: object) -> None:
+        repeated = _repeated
+        if repeated is not None and repeated.leave(self):
+            return
         conductor = _conductor
         if conductor is not None and conductor.quick and self.owner is conductor.task:
             conductor.task.site = self.site

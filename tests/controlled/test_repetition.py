@@ -167,3 +167,34 @@ START = 0, 2, None, "fork", -1
 )
 def test_a_round_is_what_one_thread_did_twice_and_changed_something(events, block):
     assert repetition.repeated(events) == block
+
+
+def test_who_has_a_lock_is_known_once_a_repetition_ends(make_module):
+    module = make_module("""
+        import threading
+
+        class State:
+            def __init__(self):
+                self.lock, self.other = threading.Lock(), threading.Lock()
+                self.value = 0
+
+        setup = State
+
+        def body(state):
+            state.other.acquire()
+            for i in range(1_000):
+                with state.lock:
+                    state.value += 1
+                    if i == 500:
+                        state.other.acquire()
+
+        threads = [body]
+    """)
+    _, execution = heard(module)
+    assert execution.outcome == "deadlock"
+    (waiting,) = execution.waiting
+    assert [each.place.source for each in waiting.holds] == [
+        "state.other.acquire()",
+        "state.lock",
+    ]
+    assert waiting.taken == waiting.holds[0].place
