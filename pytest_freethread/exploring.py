@@ -20,6 +20,7 @@ from pytest_freethread.detectors.interleavings import Schedule, Symptom
 from pytest_freethread.execution import scope, stacks
 from pytest_freethread.execution.controlled import Controlled
 from pytest_freethread.instrument import swap
+from pytest_freethread.instrument.probes import SITES
 from pytest_freethread.records import Failure, Interleaving
 from pytest_freethread.scheduling import DFS, Diverged, Replay, Stays, decode, encode, make
 from pytest_freethread.suspecting import CONFIRMATIONS, Suspicions
@@ -277,7 +278,12 @@ def search(
                     finding = explorer.report(symptom, execution, found)
                     break
         suspected = [] if suspicions is None else suspicions.findings(explorer, _lines(finding))
-    wanted, suppressed = suppression.without_benign(suspected, benign, linecache.getline)
+        wanted, suppressed = suppression.without_benign(
+            suspected,
+            benign if suspicions is not None else (),
+            linecache.getline,
+            reached=explorer.reached() if suspicions is not None and finding is None else (),
+        )
     unprobed = {name for name, _ in explorer.left_out}
     blind = any(scope.path(body) in unprobed for body in program.bodies)
     complete = complete and bool(steps) and not blind
@@ -463,6 +469,10 @@ class _Explorer:
         )
         self.outside = self.outside or bool(execution.outside)
         return execution
+
+    def reached(self) -> set[tuple[str, int]]:
+        """The files and lines that threads came to."""
+        return {(SITES[site].file, SITES[site].line) for site in self.controlled.reached}
 
     def symptom(self, execution: ControlledExecution) -> Symptom | None:
         failures = []

@@ -644,7 +644,9 @@ def run(
     suppressed = Counter[str]()
     if recorded is not None:
         judged = recorded.findings(strict=plan.races == "error")
-        wanted, suppressed = suppression.without_benign(judged, plan.benign, linecache.getline)
+        wanted, suppressed = suppression.without_benign(
+            judged, plan.benign, linecache.getline, reached=()
+        )
         found += wanted
     findings = sorted(found, key=lambda finding: finding.severity != "error")
     if any(finding.severity == "error" for finding in findings):

@@ -647,7 +647,8 @@ class Result:
         executions: how many bodies ran.
         exhaustive: whether every interleaving was tried; never so for a stress run.
         seconds: how long it took.
-        suppressed: by what said so, how many findings were called benign and are left out.
+        suppressed: by what said so, how many findings were called benign and are left out; 0 for a
+            pattern that matched none, and for a comment on a line that was run.
         scope: one line: what was tried, and how.
         text: the report.
     """

@@ -1,6 +1,7 @@
 """What judges find in executions that went well, made to happen before it is an error."""
 
 import queue
+import re
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -287,6 +288,17 @@ def test_a_comment_at_the_place_and_a_pattern_suppress():
     assert matched.verdict is Verdict.PASSED
     assert "1 suppressed as benign" in matched.scope
     the_error(judged(Stats.add_locked, Stats.look, benign=["atomicity:*"]), "race")
+
+
+def test_what_suppresses_nothing_is_told_of():
+    alone = judged(Stats.benign, Stats.benign, benign=["race:Gone.*"])
+    assert alone.verdict is Verdict.PASSED
+    assert "suppressed" not in alone.scope
+    pattern, comment = alone.suppressed
+    assert pattern == "race:Gone.*"
+    assert re.fullmatch(r".*test_judged\.py:\d+", comment)
+    assert not any(alone.suppressed.values())
+    assert not judged(Stats.add_locked, Stats.add_locked).suppressed
 
 
 @pytest.mark.parametrize("pattern", ["", "deadlock:Bank.a", "race:"])

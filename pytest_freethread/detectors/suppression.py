@@ -46,13 +46,25 @@ def excused_by(
 
 
 def without_benign(
-    findings: Iterable[Finding], patterns: Sequence[str], line: Callable[[str, int], str]
+    findings: Iterable[Finding],
+    patterns: Sequence[str],
+    line: Callable[[str, int], str],
+    *,
+    reached: Iterable[tuple[str, int]],
 ) -> tuple[list[Finding], Counter[str]]:
     """The findings that nobody calls benign, and by what said so, how many others there were.
 
-    The arguments are those of `excused_by`.
+    Args:
+        findings: those that judges made.
+        patterns: as for `excused_by`.
+        line: as for `excused_by`.
+        reached: files and lines that were run, where that is known. A comment there that nothing
+            was left out for is counted as 0, as such a pattern is anyway.
     """
-    wanted, suppressed = [], Counter[str]()
+    wanted, suppressed = [], Counter(dict.fromkeys(patterns, 0))
+    for file, number in reached:
+        if _COMMENT.search(line(file, number)):
+            suppressed[f"{file}:{number}"] = 0
     for finding in findings:
         reason = excused_by(finding, patterns, line)
         if reason is None:

@@ -108,6 +108,12 @@ class Controlled:
         self._kernel = None
         self._exits.close()
 
+    @property
+    def reached(self) -> frozenset[int]:
+        """The sites that threads came to in executions whose chooser was not told of all."""
+        assert self._kernel is not None, "reached outside of the with block"
+        return frozenset(self._kernel.sites | self._kernel.quiet_sites)
+
     def _collect(self) -> None:
         if self._executions >= _MANY:
             gc.collect()

@@ -113,7 +113,6 @@ class ExploredTest(RerunTest):
             "doubt": self._doubt if result.verdict is Verdict.INCONCLUSIVE else None,
             "skip": str(self._signal) if self._signal is not None and self._completed else None,
             "token": tokens[0] if tokens else None,
-            "benign": self.plan.benign,
             "suppressed": shortened(result.suppressed),
             "findings": findings_of(result),
         }

@@ -268,7 +268,6 @@ class GivenStress(GivenTest[Plan]):
             "cut": self._cut,
             "skipped": 0,
             "skip": "",
-            "benign": self.plan.benign,
             "suppressed": shortened(self._suppressed),
             "findings": self._findings,
         }
@@ -424,7 +423,6 @@ class GivenExplored(GivenTest[ExplorationPlan]):
             "skip": None,
             "token": self._first[0] if self._findings else None,
             "suppressed": shortened(self._suppressed),
-            "benign": list(self.plan.benign) if self._races == "error" else [],
             "findings": self._findings,
             "cut": self._cut,
         }

@@ -227,7 +227,6 @@ class ParallelTest(RerunTest):
             "cut": execution.cut,
             "skipped": sum(signal.count for signal in signals),
             "skip": str(signals[0].exception) if signals else "",
-            "benign": self.plan.benign,
             "suppressed": shortened(result.suppressed),
             "findings": findings_of(result),
         }

@@ -150,16 +150,14 @@ class Summary:
             terminal.line(f"{_plural(len(nodeids), 'test')} inconclusive: {doubt}  {names}")
 
     def _write_benign(self, terminal: pytest.TerminalReporter) -> None:
-        """What was suppressed, by which comment or pattern, and the patterns that match nothing."""
+        """What was suppressed, by which comment or pattern, and which of them matched nothing."""
         suppressed = Counter[str]()
-        patterns: dict[str, None] = {}
         for note in (*self._by("parallel").values(), *self._by("explored").values()):
             suppressed.update(note["suppressed"])
-            patterns |= dict.fromkeys(note["benign"])
-        if suppressed:
-            by = ", ".join(f"{reason} ({count})" for reason, count in suppressed.items())
+        if suppressed.total():
+            by = ", ".join(f"{reason} ({count})" for reason, count in (+suppressed).items())
             terminal.line(f"{suppressed.total()} suppressed as benign: {by}")
-        stale = [pattern for pattern in patterns if pattern not in suppressed]
+        stale = [reason for reason, count in suppressed.items() if not count]
         if stale:
             terminal.line(f"benign matched nothing in this run: {', '.join(stale)}")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pytest_freethread.detectors.suppression import excused_by
+from pytest_freethread.detectors.suppression import excused_by, without_benign
 from pytest_freethread.records import (
     Finding,
     LockUse,
@@ -60,6 +60,18 @@ def test_a_pattern_that_matches(pattern):
 @pytest.mark.parametrize("pattern", ["stats.total", "atomicity:Stats.total", "stats", "*.txt"])
 def test_a_pattern_that_does_not(pattern):
     assert excused_by(race(11, 11), (pattern,), line) is None
+
+
+def test_what_suppresses_nothing_is_counted_as_none():
+    reached = [("/app/legacy/stats.py", 11), ("/app/legacy/stats.py", 15)]
+    findings = [race(11, 11), race(11, 15)]
+    wanted, suppressed = without_benign(findings[:1], ["race:Gone.*"], line, reached=reached)
+    assert wanted == findings[:1]
+    assert suppressed == {"race:Gone.*": 0, "/app/legacy/stats.py:15": 0}
+    wanted, suppressed = without_benign(findings, [], line, reached=reached)
+    assert wanted == findings[:1]
+    assert suppressed == {"/app/legacy/stats.py:15": 1}
+    assert without_benign([], [], line, reached=()) == ([], {})
 
 
 def test_locks_by_name_and_file():

@@ -594,6 +594,43 @@ def kept(pytester):
     return json.loads(file.read_text()) if file.exists() else None
 
 
+def test_a_comment_that_suppresses_nothing_is_named(explore):
+    result = explore(
+        """
+        import pytest
+
+        class Stats:
+            total = 0
+
+            def add(self):
+                self.total += 1  # freethread: benign, a guess will do
+
+            def look(self):
+                return self.total  # freethread: benign
+
+        @pytest.fixture
+        def stats():
+            return Stats()
+
+        @pytest.mark.freethread(shared=["stats"])
+        def test_add(stats):
+            stats.add()
+
+        @pytest.mark.freethread(shared=["stats"])
+        def test_look(stats):
+            stats.look()
+        """,
+        "--freethread-races=error",
+    )
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*1 suppressed as benign: test_*.py:7 (1)",
+            "benign matched nothing in this run: test_*.py:10",
+        ]
+    )
+
+
 @pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["alone", "xdist"])
 def test_a_failing_schedule_is_kept_and_run_first_until_it_passes(explore_apart, pytester, workers):
     name = "test_it.py::test_racy"
