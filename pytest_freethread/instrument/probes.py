@@ -25,7 +25,6 @@ import importlib
 import sys
 import weakref
 from collections import defaultdict
-from dataclasses import dataclass
 from types import (
     BuiltinMethodType,
     GeneratorType,
@@ -33,7 +32,7 @@ from types import (
     MethodWrapperType,
     ModuleType,
 )
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from pytest_freethread.instrument.effects import (
     ATTRIBUTE_READ,
@@ -70,8 +69,7 @@ if TYPE_CHECKING:
 Kind = Literal["read", "write", "update", "delete", "call", "iterate", "lock"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """A place in the source that announces an access.
 
     Attributes:

@@ -29,12 +29,11 @@ from __future__ import annotations
 
 import ast
 import builtins
-import copy
 import operator
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar, cast
 
 from pytest_freethread.instrument import probes
 from pytest_freethread.instrument.effects import (
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator
 
 _Function: TypeAlias = "ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda"
+_T = TypeVar("_T")
 _Node = TypeVar("_Node", bound=ast.AST)
 
 PREFIX: Final = "@freethread"
@@ -73,6 +73,9 @@ CONSTANTS: Final[dict[str, object]] = {
 }
 """The strings in the rewritten code that stand for objects, and these objects."""
 
+SITE: Final = f"{PREFIX}#"
+"""What the strings begin with that stand for a site; its number in the module comes next."""
+
 _TOKEN: Final = f"{PREFIX}0"
 """The variable in a generator's body that stands for the generator."""
 
@@ -92,16 +95,19 @@ class Rewritten:
     """A module with its probes in.
 
     Attributes:
-        tree: ready to be compiled; its strings in `CONSTANTS` are to be replaced in the code.
+        tree: ready to be compiled; in the code, the strings in `CONSTANTS` are to be replaced, and
+            those that begin with `SITE` by the index of that site.
+        sites: where something is announced.
         stored: the names of attributes and rebound globals that its functions store.
     """
 
     tree: ast.Module
+    sites: tuple[probes.Site, ...]
     stored: frozenset[str]
 
 
 def rewrite(tree: ast.Module, source: bytes, file: str) -> Rewritten:
-    """Put probes into all functions of a module, in place, and enter their sites into the table.
+    """Put probes into all functions of a module, in place.
 
     Args:
         tree: the parsed module, with pytest's assertions already rewritten if they shall be.
@@ -111,8 +117,8 @@ def rewrite(tree: ast.Module, source: bytes, file: str) -> Rewritten:
     scopes = _Scopes(tree)
     rewriter = _Rewriter(scopes, source, file)
     rewriter.visit(tree)
-    _locate(tree, (1, 0, 1, 0))
-    return Rewritten(tree=tree, stored=frozenset(rewriter.stored | scopes.rebound_globals))
+    stored = frozenset(rewriter.stored | scopes.rebound_globals)
+    return Rewritten(tree=tree, sites=tuple(rewriter.sites), stored=stored)
 
 
 def mangle(name: str, class_name: str | None) -> str:
@@ -124,43 +130,70 @@ def mangle(name: str, class_name: str | None) -> str:
 
 
 # --- walking --------------------------------------------------------------------------------------
-# `ast` walks with generators within generators; on large packages that is half of all the time.
+# `ast` looks a visitor's method up by name for each node, and walks with generators within
+# generators; on large packages that is more than half of all the time.
 
-_LEAVES: Final = (ast.expr_context, ast.operator, ast.unaryop, ast.cmpop, ast.boolop)
-_CHILDLESS: Final = (ast.Name, ast.Constant)
+_NO_CHILDREN: Final = frozenset(
+    (
+        *("arg", "asname", "attr", "conversion", "ctx", "id", "is_async", "kwd_attrs", "level"),
+        *("module", "op", "ops", "rest", "simple", "type_comment", "type_ignores"),
+    )
+)
+"""Fields that hold no nodes, or nodes that nobody asks for: a context, an operator."""
+
+
+class _ByType(dict[type[ast.AST], _T]):
+    """What is to be found out once for each type of node."""
+
+    def __init__(self, find: Callable[[type[ast.AST]], _T]) -> None:
+        super().__init__()
+        self._find = find
+
+    def __missing__(self, kind: type[ast.AST]) -> _T:
+        found = self[kind] = self._find(kind)
+        return found
+
+
+def _child_fields(kind: type[ast.AST]) -> tuple[str, ...]:
+    fields = () if kind is ast.Constant else kind._fields
+    return tuple(name for name in fields if name not in _NO_CHILDREN)
+
+
+_CHILD_FIELDS: Final = _ByType(_child_fields)
 
 
 def _children(node: ast.AST) -> list[ast.AST]:
     children: list[ast.AST] = []
-    if isinstance(node, _CHILDLESS):
-        return children
-    for name in node._fields:
+    for name in _CHILD_FIELDS[type(node)]:
         value = getattr(node, name, None)
         if type(value) is list:
             children += [child for child in value if isinstance(child, ast.AST)]
-        elif isinstance(value, ast.AST) and not isinstance(value, _LEAVES):
+        elif isinstance(value, ast.AST):
             children.append(value)
     return children
 
 
-def _locate(node: Any, around: tuple[int, int, int, int]) -> None:
-    """Give new nodes the place of what they are in, down from `node`.
-
-    pytest's nodes begin somewhere and end nowhere; `ast` would have them end on line 1.
-    """
-    if "lineno" in node._attributes:  # noqa: SLF001 - public, as `_fields` is
-        line = getattr(node, "lineno", None)
-        if line is None:
-            node.lineno, node.col_offset, node.end_lineno, node.end_col_offset = around
-        else:
-            if getattr(node, "end_lineno", None) is None:
-                node.end_lineno, node.end_col_offset = line, node.col_offset
-            around = line, node.col_offset, node.end_lineno, node.end_col_offset
-    for child in _children(node):
-        _locate(child, around)
+def locate(tree: ast.AST) -> None:
+    """Give nodes that begin somewhere and end nowhere, as pytest's do, an end where they begin."""
+    node: Any
+    for node in ast.walk(tree):
+        if getattr(node, "lineno", None) is not None and getattr(node, "end_lineno", None) is None:
+            node.end_lineno, node.end_col_offset = node.lineno, node.col_offset
 
 
 class _Visitor(ast.NodeVisitor):
+    """As `ast.NodeVisitor`: a node is given to the method `visit_` of its type's name, if any."""
+
+    _methods: ClassVar[_ByType[Callable[[Any, ast.AST], Any]]]
+
+    def __init_subclass__(cls) -> None:
+        cls._methods = _ByType(
+            lambda kind: getattr(cls, f"visit_{kind.__name__}", cls.generic_visit)
+        )
+
+    def visit(self, node: ast.AST) -> Any:
+        return self._methods[type(node)](self, node)
+
     def generic_visit(self, node: ast.AST) -> Any:
         for child in _children(node):
             self.visit(child)
@@ -355,31 +388,56 @@ def _bound_by(alias: ast.alias) -> str:
 
 
 # --- making nodes ---------------------------------------------------------------------------------
+# By position, since keywords cost a node more than all the rest.
+
+_LOAD: Final = ast.Load()
+_STORE: Final = ast.Store()
 
 
 def _constant(value: object) -> ast.Constant:
-    return ast.Constant(value=value)  # type: ignore[arg-type] # ints and strings
+    return ast.Constant(value)  # type: ignore[arg-type] # ints and strings
+
+
+def site_constant(number: int) -> ast.Constant:
+    """What stands for a site of the module, to be replaced in its code."""
+    return _constant(f"{SITE}{number}")
 
 
 def _load(name: str) -> ast.Name:
-    return ast.Name(id=name, ctx=ast.Load())
+    return ast.Name(name, _LOAD)
 
 
 def _store(name: str) -> ast.Name:
-    return ast.Name(id=name, ctx=ast.Store())
+    return ast.Name(name, _STORE)
 
 
 def _keep(name: str, value: ast.expr) -> ast.NamedExpr:
-    return ast.NamedExpr(target=_store(name), value=value)
+    return ast.NamedExpr(_store(name), value)
+
+
+def _at(node: _Node, like: ast.AST) -> _Node:
+    """Give a new node, and all that is new in it, the place of another one."""
+    place: Any = like
+    _place(node, (place.lineno, place.col_offset, place.end_lineno, place.end_col_offset))
+    return node
+
+
+def _place(node: Any, place: tuple[int, int, int | None, int | None]) -> None:
+    node.lineno, node.col_offset, node.end_lineno, node.end_col_offset = place
+    for name in _CHILD_FIELDS[type(node)]:
+        value = getattr(node, name)
+        for child in value if type(value) is list else (value,):
+            if child is not None and not hasattr(child, "lineno"):
+                _place(child, place)
 
 
 def _call(probe: Callable[..., object], *arguments: ast.expr, like: ast.AST) -> ast.Call:
-    call = ast.Call(func=_constant(f"{PREFIX}:{probe.__name__}"), args=list(arguments), keywords=[])
-    return ast.copy_location(call, like)
+    function = _constant(f"{PREFIX}:{probe.__name__}")
+    return _at(ast.Call(function, list(arguments), []), like)
 
 
 def _assign(target: ast.expr, value: ast.expr, *, like: ast.AST) -> ast.Assign:
-    return ast.copy_location(ast.Assign(targets=[target], value=value), like)
+    return _at(ast.Assign([target], value), like)
 
 
 def _root(node: ast.expr) -> str | None:
@@ -397,13 +455,14 @@ def _binds(*nodes: ast.AST) -> bool:
 
 class _Rewriter(_Visitor):
     def __init__(self, scopes: _Scopes, source: bytes, file: str) -> None:
+        self.sites: list[probes.Site] = []
         self.stored: set[str] = set()
         self._scopes = scopes
         self._lines = source.splitlines(keepends=True)
         self._file = file
         self._scope = scopes._all[0]  # noqa: SLF001 - the two passes are one algorithm
         self._class_name: str | None = None
-        self._qualified: tuple[str, ...] = ()
+        self._qualified = ""
         self._ordinals: Counter[str] = Counter()
         self._temporaries = 0
         self._in_comprehension = 0
@@ -413,29 +472,26 @@ class _Rewriter(_Visitor):
     # --- sites and names
 
     def _site(self, node: ast.AST, kind: probes.Kind, name: str | None = None) -> ast.Constant:
-        function = ".".join(self._qualified)
-        probes.SITES.append(
-            probes.Site(
-                file=self._file,
-                line=cast("ast.expr", node).lineno,
-                function=function,
-                ordinal=self._ordinals[function],
-                kind=kind,
-                text=self._text(cast("ast.expr", node)),
-                name=name,
-            )
+        function, place = self._qualified, cast("ast.expr", node)
+        ordinal = self._ordinals[function]
+        self._ordinals[function] = ordinal + 1
+        self.sites.append(
+            probes.Site(self._file, place.lineno, function, ordinal, kind, self._text(place), name)
         )
-        self._ordinals[function] += 1
-        return _constant(len(probes.SITES) - 1)
+        return site_constant(len(self.sites) - 1)
 
     def _text(self, node: ast.expr | ast.stmt) -> str:
-        last, end = node.end_lineno, node.end_col_offset
+        first, last, end = node.lineno - 1, node.end_lineno, node.end_col_offset
         if self._in_old_fstring or last is None or end is None or last > len(self._lines):
             return ast.unparse(node)
-        lines = self._lines[node.lineno - 1 : last]
-        lines[-1] = lines[-1][:end]
-        lines[0] = lines[0][node.col_offset :]
-        return " ".join(b"".join(lines).decode(errors="replace").split())
+        if last == first + 1:
+            source = self._lines[first][node.col_offset : end]
+        else:
+            lines = self._lines[first:last]
+            lines[-1] = lines[-1][:end]
+            lines[0] = lines[0][node.col_offset :]
+            source = b"".join(lines)
+        return " ".join(source.decode(errors="replace").split())
 
     def _mangled(self, name: str) -> str:
         return mangle(name, self._class_name)
@@ -462,12 +518,12 @@ class _Rewriter(_Visitor):
         return isinstance(node, ast.Constant)
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
-        for name in node._fields:
+        for name in _CHILD_FIELDS[type(node)]:
             value = getattr(node, name, None)
             if type(value) is list:
                 if value and isinstance(value[0], ast.AST):
                     value[:] = self._all(value)
-            elif isinstance(value, ast.AST) and not isinstance(value, _LEAVES):
+            elif isinstance(value, ast.AST):
                 setattr(node, name, self.visit(value))
         return node
 
@@ -487,7 +543,7 @@ class _Rewriter(_Visitor):
         before = self._scope, self._class_name, self._qualified, self._temporaries
         comprehension = self._in_comprehension
         self._scope = self._scopes.of[node]
-        self._qualified += names
+        self._qualified = ".".join(filter(None, (self._qualified, *names)))
         self._temporaries = 0
         yield
         self._scope, self._class_name, self._qualified, self._temporaries = before
@@ -533,8 +589,7 @@ class _Rewriter(_Visitor):
 
     def _body(self, node: _Function) -> None:
         name = "<lambda>" if isinstance(node, ast.Lambda) else node.name
-        for _ in self._entered(node, name, "<locals>"):
-            self._qualified = self._qualified[:-1]
+        for _ in self._entered(node, name):
             if isinstance(node, ast.Lambda):
                 node.body = self._expression(node.body)
             else:
@@ -555,7 +610,7 @@ class _Rewriter(_Visitor):
             node.decorator_list = self._all(node.decorator_list)
         qualified = self._qualified
         if self._scope.kind != "class":
-            self._qualified += ("<locals>",)
+            self._qualified += ".<locals>"
         self._body(node)
         self._qualified = qualified
         return node
@@ -677,14 +732,14 @@ class _Rewriter(_Visitor):
             announced, site = _load(temporary), _keep(temporary, site)
         elif isinstance(node.ctx, ast.Load):
             pair = (self._expression(node.value), self._key(node.slice), site)
-            both = ast.Starred(value=_call(probes.item_pair, *pair, like=node), ctx=ast.Load())
+            both = ast.Starred(value=_call(probes.item_pair, *pair, like=node), ctx=_LOAD)
             return _call(operator.getitem, both, like=node)
         else:
             whole = (self._expression(node.value), _constant(method), site, _constant(None))
             node.value = _call(probes.method, *whole, like=node.value)
             node.slice = self._expression(node.slice)
             return node
-        node.value = ast.copy_location(owner, node.value)
+        node.value = _at(owner, node.value)
         node.slice = _call(probe, announced, site, self._key(node.slice), like=node.slice)
         return node
 
@@ -709,7 +764,7 @@ class _Rewriter(_Visitor):
         site = self._site(node, "read", key)
         probe = probes.global_read if scope == "global" else probes.cell_read
         announced = _call(probe, self._holder(node.id, node), _constant(key), site, like=node)
-        return ast.copy_location(ast.BoolOp(op=ast.And(), values=[announced, node]), node)
+        return _at(ast.BoolOp(op=ast.And(), values=[announced, node]), node)
 
     def _holder(self, name: str, like: ast.AST) -> ast.expr:
         """An expression for what holds a variable: the module's dict, or a closure of its cell."""
@@ -719,7 +774,7 @@ class _Rewriter(_Visitor):
             posonlyargs=[], args=[], vararg=ast.arg(arg=PREFIX), kwonlyargs=[], kw_defaults=[],
             kwarg=None, defaults=[],
         )  # fmt: skip
-        return ast.copy_location(ast.Lambda(args=arguments, body=_load(name)), like)
+        return _at(ast.Lambda(args=arguments, body=_load(name)), like)
 
     def _bound(
         self, name: str, value: ast.expr, like: ast.expr | ast.stmt, kind: probes.Kind = "write"
@@ -754,9 +809,9 @@ class _Rewriter(_Visitor):
         before = self._temporaries
         elements, kept = target.elts, [self._temporary() for _ in target.elts]
         target.elts = [
-            ast.Starred(value=_store(name), ctx=ast.Store())
+            _at(ast.Starred(value=_store(name), ctx=_STORE), target)
             if isinstance(element, ast.Starred)
-            else _store(name)
+            else _at(_store(name), target)
             for name, element in zip(kept, elements, strict=True)
         ]
         statements: list[ast.stmt] = [_assign(target, value, like=like)]
@@ -814,10 +869,8 @@ class _Rewriter(_Visitor):
         operation.value = self._changing(result, node)
         if isinstance(target, ast.Name):
             store = target
-            cleared = ast.Tuple(
-                elts=[_load(result), _keep(result, _constant(None))], ctx=ast.Load()
-            )
-            first = ast.Subscript(value=cleared, slice=_constant(0), ctx=ast.Load())
+            cleared = ast.Tuple(elts=[_load(result), _keep(result, _constant(None))], ctx=_LOAD)
+            first = ast.Subscript(value=cleared, slice=_constant(0), ctx=_LOAD)
             value = self._bound(target.id, first, node, "update")
         else:
             value = _load(result)
@@ -825,7 +878,7 @@ class _Rewriter(_Visitor):
         return [
             *setup,
             _assign(_store(result), load, like=node),
-            ast.copy_location(operation, node),
+            _at(operation, node),
             _assign(store, value, like=node),
         ]
 
@@ -855,18 +908,18 @@ class _Rewriter(_Visitor):
             self.stored.add(key)
             read, write = self._site(target, "read", key), self._site(target, "update", key)
             announced = _call(probes.read, owner(), _constant(key), read, like=target.value)
-            load: ast.expr = ast.Attribute(value=announced, attr=target.attr, ctx=ast.Load())
+            load: ast.expr = ast.Attribute(value=announced, attr=target.attr, ctx=_LOAD)
             clear = _clearing((result, *kept), write)
             announced = _call(probes.write, owner(), _constant(key), clear, like=target.value)
-            store: ast.expr = ast.Attribute(value=announced, attr=target.attr, ctx=ast.Store())
+            store: ast.expr = ast.Attribute(value=announced, attr=target.attr, ctx=_STORE)
         else:
             index = once(target.slice, self._key)
             read, write = self._site(target, "read"), self._site(target, "update")
             announced = _call(probes.item_read, owner(), read, index(), like=target.slice)
-            load = ast.Subscript(value=owner(), slice=announced, ctx=ast.Load())
+            load = ast.Subscript(value=owner(), slice=announced, ctx=_LOAD)
             clear = _clearing((result, *kept), _constant(None))
             announced = _call(probes.item_write, owner(), write, index(), clear, like=target.slice)
-            store = ast.Subscript(value=owner(), slice=announced, ctx=ast.Store())
+            store = ast.Subscript(value=owner(), slice=announced, ctx=_STORE)
         return _at(load, target), _at(store, target), setup
 
     def _changing(self, name: str, node: ast.AugAssign) -> ast.expr:
@@ -885,9 +938,9 @@ class _Rewriter(_Visitor):
         for target in node.targets:
             if isinstance(target, ast.Name) and self._probed(target.id) is not None:
                 announced = self._bound(target.id, _constant(None), target, "delete")
-                statements.append(ast.copy_location(ast.Expr(value=announced), node))
+                statements.append(_at(ast.Expr(value=announced), node))
             single = ast.Delete(targets=[self._expression(target)])
-            statements.append(ast.copy_location(single, node))
+            statements.append(_at(single, node))
         return statements
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> ast.stmt | list[ast.stmt]:
@@ -912,7 +965,7 @@ class _Rewriter(_Visitor):
             statements += self._bind(_at(_store(name), node), _load(alias.asname), node)
             statements.append(_clear(alias.asname, like=node))
         self._temporaries = before
-        calls = [ast.copy_location(ast.Expr(value=call), node) for call in announced]
+        calls = [_at(ast.Expr(value=call), node) for call in announced]
         return [*calls, node, *statements]
 
     visit_Import = visit_ImportFrom = _import  # noqa: N815
@@ -946,11 +999,11 @@ class _Rewriter(_Visitor):
                 before, name = self._temporaries, self._temporary()
                 binding = self._bind(item.optional_vars, _load(name), node)
                 binding.append(_clear(name, like=node))
-                item.optional_vars, self._temporaries = _store(name), before
+                item.optional_vars, self._temporaries = _at(_store(name), node), before
                 rest, node.items = node.items[number + 1 :], node.items[: number + 1]
                 if rest:
                     inner = type(node)(items=rest, body=node.body)
-                    node.body = [*binding, self._with(ast.copy_location(inner, node))]
+                    node.body = [*binding, self._with(_at(inner, node))]
                 else:
                     node.body = binding + self._all(node.body)
                 return node
@@ -996,7 +1049,7 @@ class _Rewriter(_Visitor):
         token = _keep(_TOKEN, _call(probes.generator, like=first))
         site = self._site(first, "iterate")
         call = _call(probes.resumed, token, site, _constant(None), like=first)
-        return ast.copy_location(ast.Expr(value=call), first)
+        return _at(ast.Expr(value=call), first)
 
     def visit_Starred(self, node: ast.Starred) -> ast.Starred:
         if isinstance(node.ctx, ast.Load):
@@ -1042,7 +1095,7 @@ class _Rewriter(_Visitor):
                 key = node.left
             elif self._may_keep:
                 temporary = self._temporary()
-                left, key = ast.copy_location(_keep(temporary, left), left), _load(temporary)
+                left, key = _at(_keep(temporary, left), left), _load(temporary)
         node.left = left
         for number, (operation, operand) in enumerate(zip(node.ops, node.comparators, strict=True)):
             visited = self._expression(operand)
@@ -1236,7 +1289,7 @@ class _Rewriter(_Visitor):
         node: ast.Call,
         probe: Callable[..., object],
         name: str,
-        site: ast.expr,
+        site: ast.Constant,
         *,
         obj: int | None,
         key: int | None,
@@ -1265,7 +1318,7 @@ class _Rewriter(_Visitor):
                 return visited
             kept.append(self._temporary())
             roles[role] = _load(kept[-1])
-            return ast.copy_location(_keep(kept[-1], visited), original)
+            return _at(_keep(kept[-1], visited), original)
 
         if obj is None:
             function = cast("ast.Attribute", node.func)
@@ -1275,7 +1328,7 @@ class _Rewriter(_Visitor):
                 called = _call(probes.receiver, *owner_, like=function.value)
                 kept.append(self._temporary())
                 roles["obj"] = _load(kept[-1])
-                function.value = ast.copy_location(_keep(kept[-1], called), function.value)
+                function.value = _at(_keep(kept[-1], called), function.value)
             else:
                 function.value = keep("obj", function.value, owner)
         for number in range(count):
@@ -1296,7 +1349,7 @@ class _Rewriter(_Visitor):
             if number == count - 1:
                 if role is not None:
                     roles[role] = _constant(f"{PREFIX}:LAST")
-                constants: list[ast.expr] = [_constant(name), _copy(site)]
+                constants: list[ast.expr] = [_constant(name), _constant(site.value)]
                 for position, temporary in enumerate(kept):
                     constants[position] = _keep(temporary, constants[position])
                 visited = _call(
@@ -1334,12 +1387,9 @@ _SCALARS: Final = {"len", "type", "id", "hash", "str", "repr", "int", "float", "
 _NEVER_SHARED: Final = READERS | {"isinstance", "issubclass", "hasattr", "callable", "bool"}
 
 
-def _at(node: _Node, like: ast.AST) -> _Node:
-    return ast.copy_location(node, like)
-
-
-def _copy(node: ast.expr) -> ast.expr:
-    return copy.deepcopy(node)
+def _copy(node: _Node) -> _Node:
+    """Another node with the same parts, where the former is about to be changed."""
+    return _at(type(node)(*(getattr(node, name) for name in node._fields)), node)
 
 
 def _clear(name: str, *, like: ast.AST) -> ast.Assign:

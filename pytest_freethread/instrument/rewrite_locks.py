@@ -10,7 +10,7 @@ import ast
 from typing import Final, cast
 
 from pytest_freethread.instrument import probes
-from pytest_freethread.instrument.rewrite import Rewritten, _call, _constant, _locate
+from pytest_freethread.instrument.rewrite import Rewritten, _call, _constant, site_constant
 
 WAITING_CALLS: Final = frozenset({"acquire", "wait", "wait_for", "get", "put", "join"})
 """Names of the methods that wait, of whatever threads meet at."""
@@ -18,32 +18,24 @@ WAITING_CALLS: Final = frozenset({"acquire", "wait", "wait_for", "get", "put", "
 
 def rewrite_locks(tree: ast.Module, _source: bytes, file: str) -> Rewritten:
     """Put probes on what may wait into all functions of a module, as `rewrite` does on all else."""
-    _Rewriter(file).visit(tree)
-    _locate(tree, (1, 0, 1, 0))
-    return Rewritten(tree=tree, stored=frozenset())
+    rewriter = _Rewriter(file)
+    rewriter.visit(tree)
+    return Rewritten(tree=tree, sites=tuple(rewriter.sites), stored=frozenset())
 
 
 class _Rewriter(ast.NodeTransformer):
     def __init__(self, file: str) -> None:
+        self.sites: list[probes.Site] = []
         self._file = file
         self._qualified: tuple[str, ...] = ()
         self._in_function = False
-        self._sites = 0
 
     def _site(self, node: ast.expr, kind: probes.Kind, name: str | None = None) -> ast.Constant:
-        probes.SITES.append(
-            probes.Site(
-                file=self._file,
-                line=node.lineno,
-                function=".".join(self._qualified),
-                ordinal=self._sites,
-                kind=kind,
-                text=ast.unparse(node),
-                name=name,
-            )
+        number, function = len(self.sites), ".".join(self._qualified)
+        self.sites.append(
+            probes.Site(self._file, node.lineno, function, number, kind, ast.unparse(node), name)
         )
-        self._sites += 1
-        return _constant(len(probes.SITES) - 1)
+        return site_constant(number)
 
     def _within(self, node: ast.AST, name: str, *, function: bool) -> ast.AST:
         before = self._qualified, self._in_function

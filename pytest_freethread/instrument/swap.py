@@ -28,7 +28,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_freethread.instrument import heap, probes
-from pytest_freethread.instrument.rewrite import CONSTANTS, PREFIX, Rewritten, rewrite
+from pytest_freethread.instrument.rewrite import CONSTANTS, PREFIX, SITE, Rewritten, locate, rewrite
 from pytest_freethread.interpreter import Lock, namespace_of
 
 if TYPE_CHECKING:
@@ -238,21 +238,24 @@ def _compile(  # noqa: PLR0917 - what is known of a file, handed on
 ) -> _Compiled:
     source = importlib.util.decode_source(raw).encode()
 
-    def parsed() -> ast.Module:
-        tree = ast.parse(raw, filename=file)
-        if rewriting is not None:
-            asserts, loader = rewriting
-            asserts.rewrite_asserts(tree, raw, file, loader.config)
-        return tree
-
     with warnings.catch_warnings():
         # The source's own warnings came when it was imported; ours are strings in a call's place.
         warnings.simplefilter("ignore")
-        plain = None if rewriting else _from_bytecode(path, raw, stamp)
+        tree = ast.parse(raw, filename=file)
+        plain = None
+        if rewriting is None:
+            plain = _from_bytecode(path, raw, stamp)
+        else:
+            asserts, loader = rewriting
+            asserts.rewrite_asserts(tree, raw, file, loader.config)
         if plain is None:
-            plain = compile(parsed(), file, "exec", dont_inherit=True)
-        rewritten = rewrite(parsed(), source, file)
-        probed = _with_constants(compile(rewritten.tree, file, "exec", dont_inherit=True))
+            plain = compile(tree, file, "exec", dont_inherit=True)
+        if rewriting is not None:
+            locate(tree)
+        rewritten = rewrite(tree, source, file)
+        probed = compile(rewritten.tree, file, "exec", dont_inherit=True)
+    probed = _with_constants(probed, len(probes.SITES))
+    probes.SITES.extend(rewritten.sites)
     pairs = dict(_pairs(plain, probed))
     return _Compiled(
         file=_absolute(file),
@@ -284,11 +287,14 @@ def _from_bytecode(file: str, raw: bytes, stamp: tuple[int, int]) -> CodeType | 
     return code if isinstance(code, CodeType) else None
 
 
-def _with_constants(code: CodeType) -> CodeType:
+def _with_constants(code: CodeType, first: int) -> CodeType:
+    """With what the rewriting's strings stand for in their place; its sites begin at `first`."""
     constants: list[object] = []
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            constants.append(_with_constants(constant))
+            constants.append(_with_constants(constant, first))
+        elif isinstance(constant, str) and constant.startswith(SITE):
+            constants.append(first + int(constant.removeprefix(SITE)))
         elif isinstance(constant, str) and constant.startswith(PREFIX):
             constants.append(CONSTANTS.get(constant, constant))
         else:
