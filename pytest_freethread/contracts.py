@@ -240,28 +240,53 @@ class _Scenario:
         return clients
 
     @property
-    def size(self) -> tuple[int, int, int, str]:
-        """The smaller, the better to read: few calls, and few of them at once."""
-        return len(self.calls), sum(map(len, self.threads)), len(self.threads), str(self)
+    def parts(self) -> tuple[tuple[Call, ...], ...]:
+        """The calls of each client, in the order of `clients`."""
+        return self.before, *self.threads, self.after
+
+    @property
+    def shape(self) -> list[list[str]]:
+        """Which operations are called where, whatever their arguments."""
+        return [[call.name for call in calls] for calls in self.parts]
+
+    def contains(self, other: _Scenario) -> bool:
+        """Whether the other one is what is left of this one without some of its calls."""
+        return any(
+            all(map(_is_part, other.parts, replace(self, threads=threads).parts))
+            for threads in itertools.combinations(self.threads, len(other.threads))
+        )
+
+    def shorter(self) -> Iterator[_Scenario]:
+        """The same with a call less."""
+        for index in range(len(self.before)):
+            yield replace(self, before=_without(self.before, index))
+        for index in range(len(self.after)):
+            yield replace(self, after=_without(self.after, index))
+        for thread, calls in enumerate(self.threads):
+            for index in range(len(calls)):
+                yield self._with(thread, _without(calls, index))
 
     def smaller(self) -> Iterator[_Scenario]:
         """The same with a call less, and with a call before all threads instead of in one."""
-        for index in range(len(self.before)):
-            yield replace(self, before=self.before[:index] + self.before[index + 1 :])
-        for index in range(len(self.after)):
-            yield replace(self, after=self.after[:index] + self.after[index + 1 :])
-        for thread, calls in enumerate(self.threads):
-            others = self.threads[:thread], self.threads[thread + 1 :]
-            for index in range(len(calls)):
-                rest = calls[:index] + calls[index + 1 :]
-                yield replace(self, threads=(*others[0], rest, *others[1]))
-            rest = calls[1:]
-            before = (*self.before, *calls[:1])
-            yield replace(self, before=before, threads=(*others[0], rest, *others[1]))
+        yield from self.shorter()
+        for thread, (first, *rest) in enumerate(self.threads):
+            yield replace(self._with(thread, tuple(rest)), before=(*self.before, first))
+
+    def _with(self, thread: int, calls: tuple[Call, ...]) -> _Scenario:
+        threads = (*self.threads[:thread], calls, *self.threads[thread + 1 :])
+        return replace(self, threads=threads)
 
     def __str__(self) -> str:
-        parts = (self.before, *self.threads, self.after)
-        return " | ".join("; ".join(map(str, calls)) for calls in parts)
+        return " | ".join("; ".join(map(str, calls)) for calls in self.parts)
+
+
+def _without(calls: tuple[Call, ...], index: int) -> tuple[Call, ...]:
+    return calls[:index] + calls[index + 1 :]
+
+
+def _is_part(some: Sequence[Call], calls: Sequence[Call]) -> bool:
+    rest = iter(calls)
+    return all(call in rest for call in some)  # each from behind the one before
 
 
 @st.composite
@@ -862,8 +887,7 @@ class _Search:
         # The smallest one is kept here: the time may be over when Hypothesis asks for it once more.
         with contextlib.suppress(_Fails, _Over, hypothesis.errors.Flaky):
             self._test(strategy, scenarios)()
-        while any(map(self._fails, self._smallest[0].smaller() if self._smallest else ())):
-            pass  # what Hypothesis calls small is the sequence of its choices
+        self._reduce(_Scenario.smaller)
         return self._result(self._finding(), scenarios)
 
     def _test(self, strategy: SearchStrategy[_Scenario], scenarios: int) -> Callable[[], None]:
@@ -889,15 +913,42 @@ class _Search:
         return configured(hypothesis.seed(self._plan.seed)(hypothesis.given(strategy)(test)))
 
     def _fails(self, drawn: _Scenario) -> bool:
-        if self._over() and self._smallest is None:
-            self._cut = True
-            raise _Over
+        """Whether a scenario fails that Hypothesis has drawn, to find one or to shrink it.
+
+        To shrink, it leaves out choices, and those that follow come to mean other calls: most of
+        what it tries is larger, and passes, after all of its schedules. So the first scenario that
+        fails is reduced here, call by call. Hypothesis follows down to the smallest one, which
+        takes no schedules, and goes on from there with simpler arguments.
+        """
         scenario = self._tidy(drawn)
-        if len(scenario.threads) < 2:
-            return False
-        if scenario not in self._failed:
+        if self._smallest is None:
             if self._over():
-                return False
+                self._cut = True
+                raise _Over
+            fails = self._tried(scenario)
+            self._reduce(_Scenario.shorter)
+            return fails
+        smallest, *_ = self._smallest
+        if scenario.contains(smallest):
+            return True
+        return scenario.shape == smallest.shape and self._tried(scenario)
+
+    def _reduce(self, smaller: Callable[[_Scenario], Iterator[_Scenario]]) -> None:
+        """Put a smaller scenario in the place of the smallest one, until none of them fails."""
+        passed = position = 0
+        while self._smallest is not None:
+            candidates = list(smaller(self._smallest[0]))
+            if passed == len(candidates):
+                break
+            if self._tried(self._tidy(candidates[position % len(candidates)])):
+                passed = 0  # of those of the new one; the next is where the call was
+            else:
+                passed += 1
+                position += 1
+
+    def _tried(self, scenario: _Scenario) -> bool:
+        """Whether a scenario fails; the last one that does so is the smallest."""
+        if scenario not in self._failed and len(scenario.threads) > 1 and not self._over():
             found = self._explore(scenario)
             self._failed[scenario] = found is not None
             if found is not None:
@@ -906,9 +957,8 @@ class _Search:
                     self._first = self._schedules, now - self._began
                     self._until = now + _SHRINKING[0]
                     self._most = self._schedules + _SHRINKING[1]
-                if self._smallest is None or scenario.size < self._smallest[0].size:
-                    self._smallest = scenario, *found
-        return self._failed[scenario]
+                self._smallest = scenario, *found
+        return self._failed.get(scenario, False)
 
     def _tidy(self, drawn: _Scenario) -> _Scenario:
         """Without threads that call nothing, and without a prefix that never comes to its end."""
@@ -946,11 +996,18 @@ class _Search:
         that it does not exhaust, the bugs of data structures are found soonest by SURW. In one that
         it does, what threads share may be out of its sight, in an object that is written in C and
         calls back: so some schedules switch at any access, shared or not.
+
+        Where another one has failed before, one preemption is most likely to be enough, and to try
+        all schedules with no more than that takes some tens of them.
         """
         if self._contract.word.nested:
             # What is varied is where the one thread is interrupted, of all its steps.
             return self._searched(trial, Plain(), 1)
         half = max(1, self._plan.schedules // 2)
+        if self._smallest is not None:
+            found = self._searched(trial, "dfs", half, preemptions=1)
+            if found.failure is not None:
+                return found
         found = self._searched(trial, "auto", half)
         if found.failure is not None or self._over():
             return found
@@ -967,6 +1024,7 @@ class _Search:
         strategy: str | Scheduler,
         schedules: int,
         *,
+        preemptions: int | None = None,
         first: Sequence[str] = (),
         thorough: bool = False,
     ) -> exploring.Search:
@@ -976,7 +1034,7 @@ class _Search:
             strategy,
             schedules=schedules,
             seconds=max(0.1, self._until - interpreter.monotonic()),
-            preemptions=None,
+            preemptions=preemptions,
             seed=plan.seed,
             races="off",  # what a race does to the results is what a contract is about
             benign=(),
