@@ -26,6 +26,7 @@ scenarios and to shrink them, and an exploration of interleavings that replays.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 import math
@@ -289,51 +290,62 @@ def _is_part(some: Sequence[Call], calls: Sequence[Call]) -> bool:
     return all(call in rest for call in some)  # each from behind the one before
 
 
-@st.composite
 def _scenarios(
-    draw: DrawFn,
     declared: Mapping[str, tuple[Callable[..., object], _Declaration]],
     *,
     threads: int,
     operations: int,
     prefix: int,
     suffix: int,
-) -> _Scenario:
-    # Small ones as often as large ones: they cost little, and what they show needs no shrinking.
-    most = draw(st.integers(1, operations))
+) -> SearchStrategy[_Scenario]:
     groups = dict.fromkeys(each.group for _, each in declared.values() if each.group is not None)
-    owners = {group: draw(st.integers(0, threads - 1)) for group in groups}
-    names = list(declared)
+    called = {name: _called(name, *declared[name]) for name in declared}
 
-    def calls(allowed: list[str], least: int, most: int) -> tuple[Call, ...]:
-        if not allowed or not most:
-            return ()
-        chosen = st.sampled_from(allowed).flatmap(call)
-        return tuple(draw(st.lists(chosen, min_size=least, max_size=most)))
+    @functools.cache  # to make a strategy takes longer than to draw from it
+    def calls(owned: frozenset[str], least: int, most: int) -> SearchStrategy[tuple[Call, ...]]:
+        allowed = [
+            called[name]
+            for name, (_, each) in declared.items()
+            if each.group is None or each.group in owned
+        ]
+        if not allowed:
+            return st.just(())
+        return st.lists(st.one_of(allowed), min_size=least, max_size=most).map(tuple)
 
-    def call(name: str) -> SearchStrategy[Call]:
-        function, each = declared[name]
-        values = st.tuples(*each.arguments.values())
-        return values.map(
-            lambda drawn: Call(
-                function=function,
-                name=name,
-                arguments=tuple(zip(each.arguments, drawn, strict=True)),
-                blocking=each.blocking,
-            )
+    @st.composite
+    def scenarios(draw: DrawFn) -> _Scenario:
+        # Small ones as often as large ones: they cost little, and need no shrinking if they fail.
+        most = draw(st.integers(1, operations))
+        owners = {group: draw(st.integers(0, threads - 1)) for group in groups}
+        everything = frozenset(groups)
+        return _Scenario(
+            before=draw(calls(everything, 0, min(prefix, most))),
+            threads=tuple(
+                draw(
+                    calls(
+                        frozenset(group for group in groups if owners[group] == thread),
+                        int(thread < 2),
+                        most,
+                    )
+                )
+                for thread in range(threads)
+            ),
+            after=draw(calls(everything, 0, min(suffix, most))),
         )
 
-    def may_call(thread: int) -> list[str]:
-        return [
-            name
-            for name, (_, each) in declared.items()
-            if each.group is None or owners[each.group] == thread
-        ]
+    return scenarios()
 
-    return _Scenario(
-        before=calls(names, 0, min(prefix, most)),
-        threads=tuple(calls(may_call(thread), int(thread < 2), most) for thread in range(threads)),
-        after=calls(names, 0, min(suffix, most)),
+
+def _called(
+    name: str, function: Callable[..., object], declared: _Declaration
+) -> SearchStrategy[Call]:
+    return st.tuples(*declared.arguments.values()).map(
+        lambda drawn: Call(
+            name=name,
+            function=function,
+            arguments=tuple(zip(declared.arguments, drawn, strict=True)),
+            blocking=declared.blocking,
+        )
     )
 
 
