@@ -21,7 +21,7 @@ def check(cls, **how):
 
 
 def passes(cls, **how):
-    result = check(cls, **how)
+    result = check(cls, scenarios=15, **how)
     assert result.verdict is Verdict.PASSED, str(result)
     assert not result.findings
     return result

@@ -49,8 +49,8 @@ def test_both_twins_are_there_and_say_what_they_are():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_kept_contract_passes(name):
     module = load("safe", name)
-    most = getattr(module, "options", {}).get("scenarios", 25)
-    result = check(module, seed=1, scenarios=min(most, 25), schedules=60, seconds=None)
+    most = getattr(module, "options", {}).get("scenarios", 15)
+    result = check(module, seed=1, scenarios=min(most, 15), schedules=60, seconds=None)
     assert result.verdict is Verdict.PASSED, str(result)
     assert not result.findings
 
