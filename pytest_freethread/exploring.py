@@ -127,6 +127,7 @@ class Search:
         signals: the executions' signals, one for each thread that raised one.
         left_out: functions without probes, as (name, reason).
         outside: whether a thread was out of control for a while, in real blocking.
+        finalized: whether finalizers ran where the interpreter came to them, beyond control.
         diverged: how many schedules could not be followed: the program goes another way each time.
         too_long: whether it ended because one execution has more steps than are allowed.
         guarantee: what the strategy promises of the schedules that it tried, if it does.
@@ -142,6 +143,7 @@ class Search:
     signals: tuple[BaseException, ...]
     left_out: tuple[tuple[str, str], ...]
     outside: bool
+    finalized: bool
     diverged: int
     too_long: bool
     guarantee: str | None
@@ -192,7 +194,7 @@ def search(
         explorer.thorough = thorough
         began = interpreter.monotonic()
         count = learning = diverged = steps = late = 0
-        exhausted = timed = too_long = False
+        exhausted = timed = finalized = too_long = False
         finding: Finding | None = None
         suspicions = _suspicions(program, races)
 
@@ -240,6 +242,7 @@ def search(
             count += 1
             steps += execution.steps
             timed = timed or execution.timed
+            finalized = finalized or execution.finalized
             if progress is not None:
                 progress(learning + count)
             if explorer.alone is None and (stays or execution.outcome == "livelock"):
@@ -268,7 +271,9 @@ def search(
                 scheduler = make(strategy, seed=seed, preemptions=preemptions)
                 learning += count
                 count = 0
-        complete = exhausted and preemptions is None and not (explorer.outside or diverged)
+                finalized = False
+        beyond = explorer.outside or finalized or diverged
+        complete = exhausted and preemptions is None and not beyond
         if finding is None and suspicions is not None and not complete:
             for execution in suspicions.steered(explorer):
                 learning += 1
@@ -298,6 +303,7 @@ def search(
         signals=tuple(explorer.signals),
         left_out=explorer.left_out,
         outside=explorer.outside,
+        finalized=finalized,
         diverged=diverged,
         too_long=too_long,
         guarantee=getattr(scheduler, "guarantee", None),

@@ -477,6 +477,7 @@ def search(
         seed=plan.seed,
         left_out=found.left_out,
         outside=found.outside,
+        finalized=found.finalized,
         suppressed=sum(found.suppressed.values()),
         guarantee=found.guarantee,
     )

@@ -431,6 +431,8 @@ class ControlledExecution(Account):
             execution had fewer points to choose at than the next one will have.
         spins: how often a thread that made no progress was made to let others go first.
         timed: whether a thread waited with a short timeout, which might have been over earlier.
+        finalized: whether a finalizer ran where the interpreter came to it, and not where a choice
+            had led to.
         diverged: where the outcome is `diverged`: index of the choice, the thread named, and
             those that could go on.
         pauses: why threads did not go on, in order, where the trace was asked for.
@@ -449,6 +451,7 @@ class ControlledExecution(Account):
     widened: bool
     spins: int
     timed: bool
+    finalized: bool
     diverged: tuple[int, int, tuple[int, ...]] | None
     pauses: tuple[Pause, ...] = ()
     abandoned: tuple[tuple[int, Holding], ...] = ()

@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import sys
+import sysconfig
 import textwrap
 import threading
 import time
@@ -718,6 +719,115 @@ def test_random_numbers_are_the_same_in_each_schedule():
 
     explore(draw, threads=1, schedules=20, strategy="random")
     assert len(drawn) == 1
+
+
+# --- finalizers -----------------------------------------------------------------------------------
+# On a free-threaded build they run in the thread that made their object, when that goes on.
+
+
+class Journal:
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.lines = []
+
+    def log(self, line):
+        with self.lock:
+            self.lines.append(line)
+
+
+class Connection:
+    def __init__(self, journal):
+        self.journal = journal
+
+    def __del__(self):
+        self.journal.log("closed")
+
+
+class Pool:
+    def __init__(self):
+        self.journal = Journal()
+        self.idle = [Connection(self.journal)]
+        self.expired = False
+
+
+def expire(pool):
+    pool.expired = True
+
+
+def drop_under_the_lock(pool):
+    with pool.journal.lock:
+        if pool.expired:
+            pool.idle.clear()
+
+
+def drop_outside_of_the_lock(pool):
+    with pool.journal.lock:
+        dropped = pool.idle
+        if pool.expired:
+            pool.idle = []
+    del dropped
+
+
+def test_a_finalizer_that_wants_a_lock_of_its_thread_is_found():
+    the_finding(explore(drop_under_the_lock, expire, setup=Pool), "deadlock")
+
+
+def test_a_finalizer_that_finds_its_lock_free_is_none():
+    result = explore(drop_outside_of_the_lock, expire, setup=Pool)
+    assert (result.verdict, result.exhaustive) == (Verdict.PASSED, True), str(result)
+
+
+class Guest(list):
+    def __del__(self):
+        (house,) = self
+        house.left += 1
+
+
+class House:
+    def __init__(self):
+        self.guests = []
+        self.came = self.left = 0
+
+
+def come(house):
+    house.came += 1
+    house.guests.append(Guest([house]))
+
+
+def clear(house):
+    house.guests.clear()
+
+
+def are_in_or_have_left(house):
+    return house.came == len(house.guests) + house.left
+
+
+def test_what_a_thread_made_is_finalized_before_the_invariant_is_asked():
+    result = explore(come, clear, setup=House, invariant=are_in_or_have_left)
+    assert result.verdict is Verdict.PASSED, str(result)
+    free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    assert result.exhaustive is not free_threaded
+    assert ("finalizers ran beyond control" in str(result)) is free_threaded
+
+
+def come_in_turn(house):
+    with house.lock:
+        come(house)
+
+
+class LockedHouse(House):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def test_what_an_execution_leaves_is_no_part_of_the_next_one():
+    result = explore(come_in_turn, come_in_turn, setup=LockedHouse, invariant=are_in_or_have_left)
+    assert (result.verdict, result.exhaustive) == (Verdict.PASSED, True), str(result)
+    finding = the_finding(
+        explore(come, come, setup=House, invariant=are_in_or_have_left), "invariant"
+    )
+    assert finding.evidence.violation is not None
 
 
 # --- afterwards -----------------------------------------------------------------------------------

@@ -168,6 +168,23 @@ def quiet_executors() -> Iterator[None]:
         base.LOGGER.disabled = before
 
 
+@contextlib.contextmanager
+def quiet_finalizers(unwound: type[BaseException]) -> Iterator[None]:
+    """Finalizers that are unwound are nothing to report."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not unwound:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before
+
+
 _HANDLES: Final = ("_os_thread_handle", "_handle")
 """Where a thread object keeps what knows the thread: from 3.14 on, and in 3.13."""
 

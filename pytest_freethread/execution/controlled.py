@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_freethread.execution import carriers
 from pytest_freethread.execution.baton import HAS_EVENTFD
-from pytest_freethread.execution.kernel import STOP, Kernel
+from pytest_freethread.execution.kernel import STOP, Kernel, Unwound
 from pytest_freethread.instrument import heap, probes, shadows
 from pytest_freethread.instrument.swap import Instrumentation, instrumented
 
@@ -176,20 +176,21 @@ class Controlled:
         if gc.get_count()[0] > _MOST_GARBAGE:
             gc.collect()
         self._executions += 1
-        return kernel.execute(
-            bodies,
-            choose,
-            setup=setup,
-            invariant=invariant,
-            cleanup=cleanup,
-            max_steps=max_steps,
-            early_timeouts=early_timeouts,
-            record=record,
-            fair=fair,
-            stays=stays,
-            hear=hear,
-            watched=watched,
-        )
+        with carriers.quiet_finalizers(Unwound):
+            return kernel.execute(
+                bodies,
+                choose,
+                setup=setup,
+                invariant=invariant,
+                cleanup=cleanup,
+                max_steps=max_steps,
+                early_timeouts=early_timeouts,
+                record=record,
+                fair=fair,
+                stays=stays,
+                hear=hear,
+                watched=watched,
+            )
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from pytest_freethread import interpreter
-from pytest_freethread.execution import carriers, stacks
+from pytest_freethread.execution import carriers, ownership, stacks
 from pytest_freethread.execution.baton import Baton, Core
 from pytest_freethread.execution.repetition import Repetition, repeated
 from pytest_freethread.execution.values import PLAIN, addition, comparable, described, has, peek
@@ -95,6 +95,9 @@ _MOST_KEPT: Final = 10_000
 
 _MOST_EVENTS: Final = 50_000
 """What is kept until the judges hear it."""
+
+_MOST_ROUNDS: Final = 10
+"""Times that threads finalize what others have dropped, which then may have dropped more."""
 
 _GRACE: Final = 0.04
 """Seconds in which any thread that is on its way through our own code comes to its end."""
@@ -179,6 +182,8 @@ class Kernel:
     late: int
     alone: int
     widened: bool
+    # Whether a finalizer was heard where no choice had led to.
+    finalized: bool
     # How it ended.
     outcome: Outcome
     failure: BaseException | None
@@ -237,9 +242,13 @@ class Kernel:
         self.sites: set[int] = set()
         self.quiet_sites: set[int] = set()
         self.tracking = False
+        # Whether finalizers were heard where no choice had led to.
+        self.disowns = False
         self.part: Callable[[Any], int] = hash
         self.baton = Baton(eventfd=eventfd, timed=True)
         self.main_ident = get_ident()
+        self.tasks = []
+        self.errand = Task(_NOBODY, _nothing)
         self.carriers: list[Carrier] = []
         self.free: list[Carrier] = []
         self.prototype = carriers.prototype()
@@ -370,6 +379,8 @@ class Kernel:
     def _access_elsewhere(self, obj: Any, key: Any, op: int, site: int) -> Any:
         me = self.me(quiet=True)
         if me is None:
+            if not self.deaf:
+                self._hear_finalizer()
             return obj
         if op == ROUTE:
             me.at = site
@@ -467,7 +478,7 @@ class Kernel:
                 raise Unwound
             return self.main if self.solo or self.abandoned else None
         me = self.by_ident.get(ident)
-        if me is None or me.ended:
+        if me is None or me.ended or not me.ident:
             return None
         if self.abandoned:
             if not quiet:
@@ -649,6 +660,7 @@ class Kernel:
         me.take()
         if self.abandoned:
             raise Unwound
+        self._has_waited()
 
     def _hand_over(self, chosen: int) -> None:
         to = self.tasks[chosen]
@@ -783,7 +795,7 @@ class Kernel:
         main.ident = self.main_ident
         main.give, main.take = self.baton.give, self._await
         main.thread = threading.current_thread()
-        self.abandoned = self.standstill = self.widened = self.timed = False
+        self.abandoned = self.standstill = self.widened = self.timed = self.finalized = False
         self.outcome = "ended"
         self.failure = None
         self.diverged = None
@@ -837,6 +849,10 @@ class Kernel:
         self.solo = True
         self.running = _NOBODY
         self.task = main
+        if self.disowns:
+            self._settle()
+            self.finalized = False  # of an execution before
+        self.free = self.carriers[::-1]
         carriers.restart_counters()
         self.drawn = False
 
@@ -884,7 +900,11 @@ class Kernel:
                 thrown.append(Thrown("setup", None, error))
                 left = True
             if not left:
+                if self.disowns:
+                    self._disown((state, *bodies))
                 self._run_bodies(bodies, (state,) if setup is not None else ())
+                if ownership.MAKERS_FINALIZE:
+                    self._settle()
                 thrown += [
                     Thrown("body", task.index, task.error)
                     for task in self.tasks
@@ -968,6 +988,7 @@ class Kernel:
             self.running = first.ident
             first.give()
             self._await()
+            self._has_waited()
             self.waits_for_all = False
         if self.log is not None:
             for task in newcomers:
@@ -991,16 +1012,10 @@ class Kernel:
 
     def _employ(self, task: Task) -> None:
         """Find a carrier for a task."""
-        if self.free:
-            carrier = self.free.pop()
-        else:
-            carrier = carriers.hire(eventfd=self.eventfd)
-            self.carriers.append(carrier)
-            self.core.tie(carrier.native_id)
+        carrier = self.free.pop() if self.free else self._hire()
         carrier.perform = self.perform
         carrier.task = task
         task.carrier = carrier
-        task.ident = carrier.ident
         task.give, task.take = carrier.baton.give, carrier.baton.take
         thread = task.thread
         carriers.mark_as_started(thread, carrier.ident, carrier.native_id)
@@ -1011,6 +1026,12 @@ class Kernel:
             contextvars.copy_context() if self.inherits else contextvars.Context()
         )
         self.pending[task.index] = _BEGINNING
+
+    def _hire(self) -> Carrier:
+        carrier = carriers.hire(eventfd=self.eventfd)
+        self.carriers.append(carrier)
+        self.core.tie(carrier.native_id)
+        return carrier
 
     def start(self, me: Task, thread: threading.Thread) -> None:
         """See `shadows.Conductor`."""
@@ -1049,9 +1070,10 @@ class Kernel:
 
     def perform(self, task: Task) -> None:
         """Run a task from its beginning to its end; on its carrier."""
-        carrier_thread = carriers.stand_in(task.thread, task.ident)
+        carrier_thread = carriers.stand_in(task.thread, task.carrier.ident)
         try:
             if not self.abandoned:
+                self._take_over(task)
                 task.context.run(task.body)
         except Unwound:
             pass
@@ -1068,8 +1090,17 @@ class Kernel:
             if type(lock) is RLock:  # nobody else can; the model goes on to say who has it
                 while lock.real._is_owned():  # noqa: SLF001 - as `threading.Condition` asks it
                     lock.real.release()
-        carriers.stand_in(carrier_thread, task.ident)
+        carriers.stand_in(carrier_thread, task.carrier.ident)
         self._leave(task)
+
+    def _take_over(self, task: Task) -> None:
+        """From here on a carrier is the task's; before, it may have finalized what it had made."""
+        with self.guard:
+            task.ident = task.carrier.ident
+            if not task.outside:
+                self.running = task.ident
+        if task.outside:
+            self._come_back(task)
 
     def _leave(self, task: Task) -> None:
         if task.ended:
@@ -1124,7 +1155,7 @@ class Kernel:
                     return  # a finalizer has taken it before
                 now = interpreter.monotonic()
                 before = computed
-                computed = interpreter.cpu_seconds(self.task.ident)
+                computed = interpreter.cpu_seconds(self.task.carrier.ident)
                 if seen != (self.task, self.steps):
                     seen = self.task, self.steps
                     given_up_at = now + self.deadline
@@ -1228,6 +1259,52 @@ class Kernel:
             for task in self.live
         )
 
+    # ----- what threads have to finalize ---
+    # A free-threaded build leaves an object to the thread that made it, when that goes on. What
+    # bodies made is finalized once they have ended, as it is where threads really end. Where a
+    # finalizer was heard, what `setup` made comes to belong to no thread from then on, and nothing
+    # is left to the next execution.
+
+    def _has_waited(self) -> None:
+        """A thread goes on. On its way it may have finalized what others have dropped."""
+        if self.steps != self.turn_began:
+            self.finalized = True
+
+    def _hear_finalizer(self) -> None:
+        """Something is announced in a thread that has ended, or not begun."""
+        ident = get_ident()
+        if any(carrier.ident == ident for carrier in self.carriers):
+            self.finalized = True
+
+    def _disown(self, roots: Iterable[object]) -> None:
+        """Have what is shared finalized by whoever drops it."""
+        self.free = self.free or [self._hire()]
+        ownership.disown(ownership.shared(roots), partial(self._have_done, self.free[-1]))
+
+    def _settle(self) -> None:
+        """Have all threads that have ended finalize what others have dropped."""
+        for _ in range(_MOST_ROUNDS):
+            before, self.finalized = self.finalized, False
+            busy = [task.carrier for task in self.tasks if not task.ended]
+            for carrier in [each for each in self.carriers if each not in busy]:
+                self._have_done(carrier, _nothing)
+            heard, self.finalized = self.finalized, self.finalized or before
+            if not heard:
+                break  # otherwise that may have dropped what another one made
+
+    def _have_done(self, carrier: Carrier, what: Callable[[], object]) -> None:
+        """Have something done by a carrier that is idle."""
+        self.errand.body = what
+        carrier.perform, carrier.task = self._perform_errand, self.errand
+        carrier.baton.give()
+        if not self.baton.take_within(self.patience):
+            self._give_up(carrier)
+        self.errand.body = _nothing  # what it holds on to, nobody finalizes
+
+    def _perform_errand(self, errand: Task) -> None:
+        errand.body()
+        self.baton.give()
+
     # ----- the end of an execution ---
 
     def _clear(self) -> None:
@@ -1258,7 +1335,6 @@ class Kernel:
         for task in started:
             carriers.mark_as_ended(task.thread)
         self.locals.clear(self.carriers)
-        self.free = self.carriers[::-1]
         self.by_ident = {}  # a thread that was given up goes on as if there were no run
         self.abandoned = False
 
@@ -1284,8 +1360,11 @@ class Kernel:
             if task.ended:
                 break
             _sleep(_GRACE / 4)
-        # It may still run, and must not be mistaken for another one: nobody uses it again.
         task.ended = True
+        self._give_up(carrier)
+
+    def _give_up(self, carrier: Carrier) -> None:
+        """It may still run, and must not be mistaken for another one: nobody uses it again."""
         self.carriers.remove(carrier)
         carrier.thread.name = "freethread-abandoned"
 
@@ -1345,6 +1424,8 @@ class Kernel:
             counts[index] = counts.get(index, 0) + steps
         if self.record and self.trace:
             self._fill_in()
+        if self.finalized and not self.disowns:
+            self.disowns = self.widened = True
         return ControlledExecution(
             outcome=self.outcome,
             choices=self.choices,
@@ -1359,6 +1440,7 @@ class Kernel:
             widened=self.widened,
             spins=self.spins,
             timed=self.timed,
+            finalized=self.finalized,
             diverged=self.diverged,
             trace=tuple(self._completed(self.trace)),
             pauses=tuple(self.pauses),

@@ -83,6 +83,7 @@ def exploration_scope(
     seed: int,
     left_out: Sequence[tuple[str, str]],
     outside: bool,
+    finalized: bool,
     suppressed: int = 0,
     guarantee: str | None = None,
 ) -> str:
@@ -93,6 +94,7 @@ def exploration_scope(
     noun = "schedule" if schedules == 1 else "schedules"
     bound = "" if preemptions is None else f", at most {preemptions} preemptions each"
     partly = "; partial control: a thread was in real blocking" if outside else ""
+    partly += "; finalizers ran beyond control" if finalized else ""
     benign = f"; {suppressed} suppressed as benign" if suppressed else ""
     promised = f"; {guarantee}" if guarantee else ""
     return (
