@@ -22,7 +22,8 @@ from pytest_freethread.execution.controlled import Controlled
 from pytest_freethread.instrument import swap
 from pytest_freethread.instrument.probes import SITES
 from pytest_freethread.records import Failure, Interleaving
-from pytest_freethread.scheduling import DFS, Diverged, Replay, Stays, decode, encode, make
+from pytest_freethread.scheduling import DFS, Diverged, Replay, decode, encode
+from pytest_freethread.scheduling.course import Course
 from pytest_freethread.suspecting import CONFIRMATIONS, Suspicions
 
 if TYPE_CHECKING:
@@ -58,15 +59,6 @@ _DEADLINE = 30.0
 """Seconds of real time after which a thread that does not come back is given up, where unsaid."""
 
 _PASSED = "How the threads took turns"
-
-_EARLY_TIMEOUTS = 3
-"""How many short timeouts fire before their time, at most, in a schedule that chance decides."""
-
-_LATE = 100
-"""Schedules in which timeouts fire early that are tried when there are no others any more."""
-
-_MOST_DIVERGED = 10
-"""Schedules that a program may leave of itself before it counts as beyond control."""
 
 Runs = tuple[tuple[int, int], ...]
 """A schedule: (thread, steps) in turn."""
@@ -187,100 +179,74 @@ def search(
     Raises:
         SettingError: there is no such strategy, or a module to include is not to be had.
     """
-    scheduler = make(strategy, seed=seed, preemptions=preemptions)
-    # A scheduler of the user's own cannot be told to start over when more comes to be shared.
-    learn = isinstance(strategy, str)
-    with _explorer(program, learn=learn, deadline=deadline, on=on) as explorer:
+    course = Course(strategy, seed=seed, preemptions=preemptions)
+    with _explorer(program, learn=course.learns, deadline=deadline, on=on) as explorer:
         explorer.thorough = thorough
         began = interpreter.monotonic()
-        count = learning = diverged = steps = late = 0
-        exhausted = timed = finalized = too_long = False
-        finding: Finding | None = None
+        steps = steered = 0
+        timed = finalized = False
         suspicions = _suspicions(program, races)
 
         def over() -> bool:
             return seconds is not None and interpreter.monotonic() - began >= seconds
 
-        for token in first:
-            finding = explorer.retry(decode(token))
-            if finding is not None:
-                count = 1
+        def report(symptom: Symptom, execution: ControlledExecution, by: str) -> Finding:
+            found = course.tried + steered, by, interpreter.monotonic() - began
+            return explorer.report(symptom, execution, found)
+
+        finding = next(filter(None, (explorer.retry(decode(token)) for token in first)), None)
+        if finding is not None:
+            course.count = 1
+        while finding is None and course.tried < schedules and not (course.count and over()):
+            if not course.begin(timed=timed):
                 break
-        while finding is None and learning + count < schedules and not (count and over()):
-            if late == _LATE:
-                break
-            if late or not scheduler.begin():
-                # All was tried but timeouts that fire early: chance may try some of these.
-                exhausted = exhausted or scheduler.exhausted
-                if not (exhausted and timed and learn):
-                    break
-                scheduler = make("random", seed=seed + late, preemptions=preemptions)
-                scheduler.begin()
-                late += 1
-            by = getattr(scheduler, "strategy", type(scheduler).__name__)
-            # Where chance decides, half of the schedules let timeouts fire early.
-            early = 0 if by in ("DFS", "DPOR", "Plain") else count % 2 * _EARLY_TIMEOUTS
-            early = _EARLY_TIMEOUTS if late else early
-            stays = isinstance(scheduler, Stays) and scheduler.stays()
+            choose, stays = course.scheduler.choose, course.stays
             try:
-                choose = scheduler.choose if learn else explorer.controlled.apart(scheduler.choose)
                 execution = explorer.run(
-                    choose,
+                    choose if course.learns else explorer.controlled.apart(choose),
                     max_steps=_MOST_STEPS if stays and explorer.alone is None else None,
-                    early_timeouts=early,
+                    early_timeouts=course.early_timeouts,
                     stays=stays,
                     hear=None if suspicions is None else suspicions.hear,
                 )
-                scheduler.end()
+                course.scheduler.end()
             except Diverged:
-                # The program is not the same from run to run; sampling goes on regardless.
-                diverged += 1
-                if diverged > _MOST_DIVERGED or not learn:
-                    break
-                scheduler = make("random", seed=seed + diverged, preemptions=preemptions)
-                continue
-            count += 1
+                if course.diverge():
+                    continue
+                break
+            course.count += 1
             steps += execution.steps
             timed = timed or execution.timed
             finalized = finalized or execution.finalized
             if progress is not None:
-                progress(learning + count)
+                progress(course.tried)
             if explorer.alone is None and (stays or execution.outcome == "livelock"):
-                explorer.alone = (
-                    execution.steps if stays else explorer.replay([], max_steps=_MOST_STEPS).steps
-                )
-                too_long = explorer.alone >= _MOST_STEPS and program.ends
-                if too_long:
+                explorer.measure(execution if stays else None)
+                if explorer.too_long:
                     break
-                if explorer.alone < _MOST_STEPS:
-                    explorer.max_steps = max(_STEPS, 4 * explorer.alone)
                 if not stays and explorer.max_steps > _STEPS:
-                    scheduler = make(strategy, seed=seed, preemptions=preemptions)
-                    learning, count = learning + count - 1, 0  # it was cut short, and tells nothing
+                    course.count -= 1  # it was cut short, and tells nothing
+                    course.start_over()
                     continue
             if suspicions is not None:
                 suspicions.consider(execution)
             symptom = explorer.symptom(execution)
-            if symptom is None and explorer.passed is None:
-                explorer.passed = _runs(execution)
             if symptom is not None:
-                found = learning + count, by, interpreter.monotonic() - began
-                finding = explorer.report(symptom, execution, found)
-            elif execution.widened and learn and not late:
-                # More is shared than was known: the search starts over, with more to choose.
-                scheduler = make(strategy, seed=seed, preemptions=preemptions)
-                learning += count
-                count = 0
+                finding = report(symptom, execution, course.by)
+                continue
+            if explorer.passed is None:
+                explorer.passed = _runs(execution)
+            if execution.widened and course.learns and not course.late:
+                course.start_over()  # more is shared than was known: there is more to choose
                 finalized = False
-        beyond = explorer.outside or finalized or diverged
-        complete = exhausted and preemptions is None and not beyond
+        beyond = explorer.outside or finalized or course.diverged
+        complete = course.exhausted and preemptions is None and not beyond
         if finding is None and suspicions is not None and not complete:
             for execution in suspicions.steered(explorer):
-                learning += 1
+                steered += 1
                 symptom = explorer.symptom(execution)
                 if symptom is not None:
-                    found = learning + count, "steering", interpreter.monotonic() - began
-                    finding = explorer.report(symptom, execution, found)
+                    finding = report(symptom, execution, "steering")
                     break
         suspected = [] if suspicions is None else suspicions.findings(explorer, _lines(finding))
         wanted, suppressed = suppression.without_benign(
@@ -296,7 +262,7 @@ def search(
         failure=finding,
         suspected=tuple(wanted),
         suppressed=suppressed,
-        schedules=count if exhausted else learning + count,
+        schedules=course.count if course.exhausted else course.tried + steered,
         steps=steps,
         exhaustive=complete and not timed,
         late=complete and timed,
@@ -304,9 +270,9 @@ def search(
         left_out=explorer.left_out,
         outside=explorer.outside,
         finalized=finalized,
-        diverged=diverged,
-        too_long=too_long,
-        guarantee=getattr(scheduler, "guarantee", None),
+        diverged=course.diverged,
+        too_long=explorer.too_long,
+        guarantee=getattr(course.scheduler, "guarantee", None),
     )
 
 
@@ -475,6 +441,21 @@ class _Explorer:
         )
         self.outside = self.outside or bool(execution.outside)
         return execution
+
+    def measure(self, alone: ControlledExecution | None) -> None:
+        """Learn how long the bodies are: a livelock is what takes a multiple of that.
+
+        Args:
+            alone: an execution in which whoever ran went on; None: there was none.
+        """
+        self.alone = (alone or self.replay([], max_steps=_MOST_STEPS)).steps
+        if self.alone < _MOST_STEPS:
+            self.max_steps = max(_STEPS, 4 * self.alone)
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the bodies are too long to be explored; what never ends is a livelock."""
+        return self.alone is not None and self.alone >= _MOST_STEPS and self.program.ends
 
     def reached(self) -> set[tuple[str, int]]:
         """The files and lines that threads came to."""
