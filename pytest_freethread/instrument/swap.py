@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_freethread.instrument import heap, probes
+from pytest_freethread.instrument import heap, kept, probes
 from pytest_freethread.instrument.rewrite import CONSTANTS, PREFIX, SITE, Rewritten, locate, rewrite
 from pytest_freethread.interpreter import Lock, namespace_of
 
@@ -236,8 +236,35 @@ def _compile(  # noqa: PLR0917 - what is known of a file, handed on
     rewriting: tuple[Any, Any] | None,
     rewrite: _Rewrite,
 ) -> _Compiled:
-    source = importlib.util.decode_source(raw).encode()
+    if rewriting is not None:  # by pytest, as it is configured now
+        code = _rewritten(path, file, stamp, raw, rewriting, rewrite)
+    else:
+        key = kept.key(rewrite.__name__, file, raw)
+        found = kept.load(path, rewrite.__name__, key)
+        code = found or _rewritten(path, file, stamp, raw, None, rewrite)
+        if found is None:
+            kept.save(path, rewrite.__name__, key, code)
+    probed = _with_constants(code.probed, len(probes.SITES))
+    probes.SITES.extend(code.sites)
+    pairs = dict(_pairs(code.plain, probed))
+    return _Compiled(
+        file=_absolute(file),
+        stamp=stamp,
+        probed={_likeness(old): new for old, new in pairs.items()},
+        original={id(new): old for old, new in pairs.items()},
+        stored=code.stored,
+    )
 
+
+def _rewritten(  # noqa: PLR0917 - as above
+    path: str,
+    file: str,
+    stamp: tuple[int, int],
+    raw: bytes,
+    rewriting: tuple[Any, Any] | None,
+    rewrite: _Rewrite,
+) -> kept.Code:
+    source = importlib.util.decode_source(raw).encode()
     with warnings.catch_warnings():
         # The source's own warnings came when it was imported; ours are strings in a call's place.
         warnings.simplefilter("ignore")
@@ -254,16 +281,7 @@ def _compile(  # noqa: PLR0917 - what is known of a file, handed on
             locate(tree)
         rewritten = rewrite(tree, source, file)
         probed = compile(rewritten.tree, file, "exec", dont_inherit=True)
-    probed = _with_constants(probed, len(probes.SITES))
-    probes.SITES.extend(rewritten.sites)
-    pairs = dict(_pairs(plain, probed))
-    return _Compiled(
-        file=_absolute(file),
-        stamp=stamp,
-        probed={_likeness(old): new for old, new in pairs.items()},
-        original={id(new): old for old, new in pairs.items()},
-        stored=rewritten.stored,
-    )
+    return kept.Code(plain, probed, rewritten.sites, rewritten.stored)
 
 
 def _from_bytecode(file: str, raw: bytes, stamp: tuple[int, int]) -> CodeType | None:

@@ -16,6 +16,7 @@ import types
 import pytest
 
 from pytest_freethread.instrument import effects, probes, swap
+from pytest_freethread.instrument.rewrite import rewrite
 
 ZOO = """
     import abc, contextlib, dataclasses, enum, functools
@@ -470,6 +471,62 @@ def test_code_that_is_gone_is_forgotten(make_module):
         module.__spec__.loader.exec_module(module)
         gc.collect()
     assert len(installed.compiled.known) <= 1
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """Have a module looked at as a new session would; returns how many were rewritten."""
+    rewritten = []
+
+    def rewrite_counted(tree, source, file):
+        rewritten.append(file)
+        return rewrite(tree, source, file)
+
+    def look(module):
+        swap._cache.clear()
+        before = len(rewritten)
+        swap._compiled(module, rewrite_counted)
+        return len(rewritten) - before
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    yield look
+    swap._cache.clear()
+
+
+def test_rewritten_code_is_kept_for_the_next_session(make_module, anew):
+    module = make_module(ZOO)
+    assert [anew(module), anew(module)] == [1, 0]
+    pathlib.Path(module.__file__).write_text("def f(): pass")
+    assert [anew(module), anew(module)] == [1, 0]
+
+
+def test_what_was_kept_has_the_same_sites(make_module, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    module = make_module("def f(o): o.x = o.y\ndef g(o): return o.z")
+    heard = []
+    for _ in range(2):
+        swap._cache.clear()
+        before = len(probes.SITES)
+        with swap.instrumented([module]):
+            code = module.f.__code__
+        heard.append((probes.SITES[before:], code.co_code))
+        assert {each for each in code.co_consts if type(each) is int} >= {before, before + 1}
+    assert heard[0] == heard[1]
+
+
+def test_where_no_bytecode_is_written_nothing_is_kept(make_module, anew, monkeypatch):
+    module = make_module(ZOO)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert [anew(module), anew(module)] == [1, 1]
+    assert not list(pathlib.Path(module.__file__).parent.rglob("*-freethread-*"))
+
+
+def test_what_was_kept_and_is_damaged_is_not_used(make_module, anew):
+    module = make_module(ZOO)
+    assert anew(module) == 1
+    (kept,) = pathlib.Path(module.__file__).parent.rglob("*-freethread-*")
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert [anew(module), anew(module)] == [1, 0]
 
 
 def test_bytecode_that_may_be_of_another_source_is_not_used(make_module):
