@@ -123,6 +123,7 @@ class Search:
         diverged: how many schedules could not be followed: the program goes another way each time.
         too_long: whether it ended because one execution has more steps than are allowed.
         guarantee: what the strategy promises of the schedules that it tried, if it does.
+        preparing: how many seconds it took to put the probes in; no part of the budget.
     """
 
     failure: Finding | None
@@ -139,6 +140,7 @@ class Search:
     diverged: int
     too_long: bool
     guarantee: str | None
+    preparing: float
 
 
 def search(
@@ -163,7 +165,7 @@ def search(
         program: what to run.
         strategy: the name of one, or a scheduler.
         schedules: how many to try at most.
-        seconds: for how long, at most.
+        seconds: for how long, at most, from when the probes are in.
         preemptions: how many a schedule may have; None for any number.
         seed: where randomness starts.
         races: whether a race is an `error`, a `note`, or not looked for (`off`).
@@ -180,6 +182,7 @@ def search(
         SettingError: there is no such strategy, or a module to include is not to be had.
     """
     course = Course(strategy, seed=seed, preemptions=preemptions)
+    called = interpreter.monotonic()
     with _explorer(program, learn=course.learns, deadline=deadline, on=on) as explorer:
         explorer.thorough = thorough
         began = interpreter.monotonic()
@@ -273,6 +276,7 @@ def search(
         diverged=course.diverged,
         too_long=explorer.too_long,
         guarantee=getattr(course.scheduler, "guarantee", None),
+        preparing=began - called,
     )
 
 

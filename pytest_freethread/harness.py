@@ -156,7 +156,7 @@ def explore(
         strategy: `auto` (a portfolio), `random`, `pct`, `pos`, `surw`, `dfs`, `dpor`, or a
             `Scheduler` of your own.
         schedules: how many to try at most.
-        seconds: a budget for the search.
+        seconds: a budget for the search, from when the probes are in.
         preemptions: how many switches away from a thread that could go on a schedule may have;
             None: any number. A search with a bound is never exhaustive.
         seed: where randomness starts; the same seed gives the same schedules. 0 unless told.
@@ -480,6 +480,7 @@ def search(
         finalized=found.finalized,
         suppressed=sum(found.suppressed.values()),
         guarantee=found.guarantee,
+        preparing=found.preparing,
     )
     if verdict is Verdict.INCONCLUSIVE:
         scope = f"{reason}; {scope}"

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from pytest_freethread import SettingError, ThreadSafetyError, Verdict, explore, replay
+from pytest_freethread.instrument import swap
 from pytest_freethread.scheduling import STRATEGIES
 
 
@@ -930,6 +931,21 @@ BANK = """
     def holds(bank):
         return bank.balance == 2
 """
+
+
+def test_putting_the_probes_in_is_no_part_of_the_budget(monkeypatch):
+    compiled = swap._compiled
+
+    def slowly(*args):
+        time.sleep(1.2)
+        return compiled(*args)
+
+    monkeypatch.setattr(swap, "_compiled", slowly)
+    result = explore(increment_locked, increment_locked, setup=Counter, seconds=1.0)
+    assert result.exhaustive
+    assert re.search(r" s \(\d+\.\d s of it to put the probes in\), every ", result.scope)
+    monkeypatch.undo()
+    assert "of it" not in lost_update().scope
 
 
 def test_the_report_of_a_lost_update(load):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _MOST_MESSAGES = 4
 _MOST_NAMES = 3
 _WIDTH = 100
+_LONG = 1.0
+"""Seconds from which on it is said how long putting the probes in took."""
 
 _ASCII = str.maketrans(
     {"→": "->", "·": "|", "…": "...", "×": "x", "−": "-", "≈": "~", "µ": "u", "█": "#", "░": "."}
@@ -86,6 +88,7 @@ def exploration_scope(
     finalized: bool,
     suppressed: int = 0,
     guarantee: str | None = None,
+    preparing: float = 0.0,
 ) -> str:
     """One line: what an exploration tried, and what it left out."""
     much = "every interleaving, up to equivalence" if exhaustive else "bounded by its budget"
@@ -97,8 +100,9 @@ def exploration_scope(
     partly += "; finalizers ran beyond control" if finalized else ""
     benign = f"; {suppressed} suppressed as benign" if suppressed else ""
     promised = f"; {guarantee}" if guarantee else ""
+    before = f" ({preparing:.1f} s of it to put the probes in)" if preparing >= _LONG else ""
     return (
-        f"explored {schedules:,} {noun}, {steps:,} steps in {seconds:.2f} s, {much}{bound} "
+        f"explored {schedules:,} {noun}, {steps:,} steps in {seconds:.2f} s{before}, {much}{bound} "
         f"({strategy}, seed {seed}{_lacking(left_out)}{partly}{benign}{promised})"
     )
 
