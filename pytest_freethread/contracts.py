@@ -47,7 +47,7 @@ from pytest_freethread.execution.calls import MARK, Call, Calls, Escaped
 from pytest_freethread.linearizability import Operation, SequentialSpec, check_history
 from pytest_freethread.records import Interleaving, Result, Scenario, Verdict
 from pytest_freethread.report import text
-from pytest_freethread.scheduling import Plain, make
+from pytest_freethread.scheduling import DFS, Plain, make
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -258,31 +258,24 @@ class _Scenario:
         )
 
     def shorter(self) -> Iterator[_Scenario]:
-        """The same with a call less."""
-        for index in range(len(self.before)):
-            yield replace(self, before=_without(self.before, index))
-        for index in range(len(self.after)):
-            yield replace(self, after=_without(self.after, index))
-        for thread, calls in enumerate(self.threads):
-            for index in range(len(calls)):
-                yield self._with(thread, _without(calls, index))
+        """The same with a call less, and with two less: one may undo what the other one does."""
+        for fewer in 1, 2:
+            for left_out in itertools.combinations(range(len(self.calls)), fewer):
+                before, *threads, after = (
+                    tuple(self.calls[index] for index in own if index not in left_out)
+                    for own in self.clients.values()
+                )
+                yield _Scenario(before=before, threads=tuple(threads), after=after)
 
     def smaller(self) -> Iterator[_Scenario]:
-        """The same with a call less, and with a call before all threads instead of in one."""
+        """Those, and the same with a call before all threads instead of in one."""
         yield from self.shorter()
         for thread, (first, *rest) in enumerate(self.threads):
-            yield replace(self._with(thread, tuple(rest)), before=(*self.before, first))
-
-    def _with(self, thread: int, calls: tuple[Call, ...]) -> _Scenario:
-        threads = (*self.threads[:thread], calls, *self.threads[thread + 1 :])
-        return replace(self, threads=threads)
+            threads = (*self.threads[:thread], tuple(rest), *self.threads[thread + 1 :])
+            yield replace(self, before=(*self.before, first), threads=threads)
 
     def __str__(self) -> str:
         return " | ".join("; ".join(map(str, calls)) for calls in self.parts)
-
-
-def _without(calls: tuple[Call, ...], index: int) -> tuple[Call, ...]:
-    return calls[:index] + calls[index + 1 :]
 
 
 def _is_part(some: Sequence[Call], calls: Sequence[Call]) -> bool:
@@ -1009,15 +1002,15 @@ class _Search:
         it does, what threads share may be out of its sight, in an object that is written in C and
         calls back: so some schedules switch at any access, shared or not.
 
-        Where another one has failed before, one preemption is most likely to be enough, and to try
-        all schedules with no more than that takes some tens of them.
+        If a larger one has failed, one preemption is most likely to be enough, at whichever access;
+        to try all schedules with no more than that takes some tens of them.
         """
         if self._contract.word.nested:
             # What is varied is where the one thread is interrupted, of all its steps.
             return self._searched(trial, Plain(), 1)
         half = max(1, self._plan.schedules // 2)
         if self._smallest is not None:
-            found = self._searched(trial, "dfs", half, preemptions=1)
+            found = self._searched(trial, DFS(preemptions=1), half)
             if found.failure is not None:
                 return found
         found = self._searched(trial, "auto", half)
@@ -1036,7 +1029,6 @@ class _Search:
         strategy: str | Scheduler,
         schedules: int,
         *,
-        preemptions: int | None = None,
         first: Sequence[str] = (),
         thorough: bool = False,
     ) -> exploring.Search:
@@ -1046,7 +1038,7 @@ class _Search:
             strategy,
             schedules=schedules,
             seconds=max(0.1, self._until - interpreter.monotonic()),
-            preemptions=preemptions,
+            preemptions=None,
             seed=plan.seed,
             races="off",  # what a race does to the results is what a contract is about
             benign=(),
