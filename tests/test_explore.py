@@ -19,7 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from pytest_freethread import SettingError, ThreadSafetyError, Verdict, explore, replay
+from pytest_freethread import (
+    SettingError,
+    ThreadSafetyError,
+    Verdict,
+    explore,
+    interpreter,
+    replay,
+)
 from pytest_freethread.instrument import swap
 from pytest_freethread.scheduling import STRATEGIES
 
@@ -934,13 +941,16 @@ BANK = """
 
 
 def test_putting_the_probes_in_is_no_part_of_the_budget(monkeypatch):
-    compiled = swap._compiled
+    compiled, now = swap._compiled, interpreter.monotonic
+    elapsed = 0.0
 
     def slowly(*args):
-        time.sleep(1.2)
+        nonlocal elapsed
+        elapsed += 1.2
         return compiled(*args)
 
     monkeypatch.setattr(swap, "_compiled", slowly)
+    monkeypatch.setattr(interpreter, "monotonic", lambda: now() + elapsed)
     result = explore(increment_locked, increment_locked, setup=Counter, seconds=1.0)
     assert result.exhaustive
     assert re.search(r" s \(\d+\.\d s of it to put the probes in\), every ", result.scope)

@@ -113,12 +113,6 @@ def test_all_of_it_where_it_is_asked_for(shop):
     assert not any("not shown" in line for line in full)
 
 
-def test_a_livelock_is_told_in_full_where_it_is_asked_for(shop):
-    (finding,) = STORIES["livelock"](shop).findings
-    assert len(text.block(finding)) < 30
-    assert len(text.block(finding, full=True)) > 20_000
-
-
 def test_a_failure_below_a_long_path_has_a_line_for_its_place():
     names = {}
     exec(
