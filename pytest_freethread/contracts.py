@@ -85,8 +85,8 @@ _ANYWHERE: Final = 8
 _SHRINKING: Final = (7.0, 3_000)
 """Seconds and schedules that the search for a smaller scenario may take, whichever is over first.
 
-The latter is the one that is over on an idle machine, so that the same seed ends with the same
-scenario. Its schedule gets some two seconds more after that.
+On an idle machine it is the latter, if any, so that the same seed ends with the same scenario. Its
+schedule gets some two seconds more after that.
 """
 
 
@@ -935,6 +935,8 @@ class _Search:
             return fails
         smallest, *_ = self._smallest
         if scenario.contains(smallest):
+            if interpreter.monotonic() >= self._until:
+                raise _Over  # which Hypothesis keeps in its database too
             return True
         return scenario.shape == smallest.shape and self._tried(scenario)
 

@@ -1,5 +1,6 @@
 """What a contract asks, what it tolerates, and what it says."""
 
+import math
 import re
 import threading
 from collections import deque
@@ -319,21 +320,39 @@ def tried_as(found):
     return " | ".join("; ".join(each) for each in called)
 
 
-def test_the_database_has_the_failure_tried_first(monkeypatch):
-    tried = []
+@pytest.fixture
+def tried(monkeypatch):
+    """The scenarios that are explored, and whether each fails."""
+    scenarios = []
     explore = contracts._Search._explore
 
     def noted(self, scenario):
-        tried.append(str(scenario))
-        return explore(self, scenario)
+        found = explore(self, scenario)
+        scenarios.append((scenario, found is not None))
+        return found
 
     monkeypatch.setattr(contracts._Search, "_explore", noted)
+    return scenarios
+
+
+def test_only_smaller_scenarios_are_tried_to_shrink_one_that_fails(tried):
+    found = finding(CrowdedRing, seed=1)
+    fails = [failed for _, failed in tried]
+    assert sum(fails) > 1
+    smallest = math.inf
+    for scenario, failed in tried[fails.index(True) :]:
+        assert len(scenario.calls) <= smallest
+        smallest = len(scenario.calls) if failed else smallest
+    assert smallest == len(sum(rows(found).values(), ()))
+
+
+def test_the_database_has_the_failure_tried_first(tried):
     settings.register_profile("kept", database=InMemoryExampleDatabase())
     settings.load_profile("kept")  # until the fixture of all tests here loads another one
     first = finding(CrowdedRing, seed=1)
     before = len(tried)
     again = finding(CrowdedRing, seed=2)
-    assert tried[before] == tried_as(first)
+    assert str(tried[before][0]) == tried_as(first)
     assert rows(again) == rows(first)
 
 
