@@ -27,7 +27,8 @@ from pytest_freethread import (
     interpreter,
     replay,
 )
-from pytest_freethread.instrument import swap
+from pytest_freethread.execution import baton, carriers, kernel
+from pytest_freethread.instrument import shadows, swap
 from pytest_freethread.scheduling import STRATEGIES
 
 
@@ -908,6 +909,45 @@ def test_nothing_is_left_changed(search):
     before = everything()
     search()
     assert everything() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="os.kill() ends a process")
+def test_an_interrupt_while_the_last_thread_ends_breaks_nothing(monkeypatch):
+    count, close = kernel.Kernel._count, baton.Baton.close
+    closed, interrupted = baton.Baton(timed=True), []
+
+    def count_late(self, index):
+        count(self, index)
+        if self.tasks[index].ended and not interrupted:  # it will hand over next
+            interrupted.append(index)
+            os.kill(os.getpid(), signal.SIGINT)
+            closed.take_within(0.1)
+
+    def close_and_tell(self):
+        close(self)
+        if self is not closed:
+            closed.give()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(kernel.Kernel, "_count", count_late)
+        patch.setattr(baton.Baton, "close", close_and_tell)
+        explore(increment, setup=Counter, threads=1)
+    closed.close()
+    assert all(carrier.thread.is_alive() for carrier in carriers._idle)
+    assert explore(increment_locked, setup=Counter).exhaustive
+
+
+def test_a_carrier_that_has_ended_is_not_hired(monkeypatch):
+    def end(_task):
+        raise SystemExit
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    carrier = carriers.hire(eventfd=baton.HAS_EVENTFD)
+    carrier.perform, carrier.task = end, shadows.Task(0, end)
+    carrier.baton.give()
+    carrier.thread.join()
+    carriers.dismiss([carrier])
+    assert explore(increment_locked, setup=Counter).exhaustive
 
 
 # --- the report -----------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ class Carrier:
         baton: lets it go on.
         task: what it shall perform next; None as soon as it has begun.
         perform: does so; set with the task.
+        idle: whether it waits for a task, or has ended.
     """
 
     def __init__(self, *, eventfd: bool) -> None:
@@ -42,6 +43,7 @@ class Carrier:
         self.perform: Callable[[Task], None] | None = None
         self.task: Task | None = None
         self.locals: dict[Any, Any] = {}
+        self.idle = True
         self.thread = interpreter.Thread(target=self._loop, daemon=True, name="freethread-carrier")
         leaks.mark_as_ours(self.thread)
         self.thread.start()
@@ -52,15 +54,20 @@ class Carrier:
         self.locals = _thread_dict()
         while True:
             self.baton.take()
+            self.idle = False
             task, perform = self.task, self.perform
             self.task = self.perform = None
-            if task is not None and perform is not None:
-                perform(task)
-            del task, perform
+            try:
+                if task is not None and perform is not None:
+                    perform(task)
+            finally:
+                del task, perform
+                self.idle = True
 
 
 def hire(*, eventfd: bool) -> Carrier:
     """A carrier that nobody else uses; `dismiss` gives it back."""
+    _idle[:] = (each for each in _idle if each.thread.is_alive())
     found = next((each for each in _idle if each.eventfd == eventfd), None)
     if found is None:
         with shadows.aside():

@@ -1311,8 +1311,8 @@ class Kernel:
         """Unwind what has not ended; afterwards every carrier is free again, or given up."""
         unfinished = [task for task in self.tasks if task.carrier is not None and not task.ended]
         started = self.tasks[self.main.index + 1 :]
-        if unfinished:
-            interrupted = self.task
+        interrupted = self.task
+        if unfinished or interrupted is not self.main:
             self.abandoned = True
             self.running = _NOBODY
             with carriers.quiet_executors():
@@ -1321,6 +1321,8 @@ class Kernel:
                 for task in unfinished:
                     self._unwind(task, in_control=task is interrupted)
             if interrupted is not self.main:
+                for carrier in list(self.carriers):
+                    self._wait_for(carrier)
                 self.baton.close()
                 self.baton = Baton(eventfd=self.eventfd, timed=True)
         self.running = _NOBODY
@@ -1362,6 +1364,15 @@ class Kernel:
             _sleep(_GRACE / 4)
         task.ended = True
         self._give_up(carrier)
+
+    def _wait_for(self, carrier: Carrier) -> None:
+        """A task that has ended may not have handed over yet."""
+        until = interpreter.monotonic() + self.patience
+        while not carrier.idle:
+            if interpreter.monotonic() >= until:
+                self._give_up(carrier)
+                break
+            _sleep(_GRACE / 40)
 
     def _give_up(self, carrier: Carrier) -> None:
         """It may still run, and must not be mistaken for another one: nobody uses it again."""
