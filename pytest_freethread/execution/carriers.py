@@ -67,7 +67,8 @@ class Carrier:
 
 def hire(*, eventfd: bool) -> Carrier:
     """A carrier that nobody else uses; `dismiss` gives it back."""
-    _idle[:] = (each for each in _idle if each.thread.is_alive())
+    with shadows.aside():  # to ask a thread is a step, of controlled ones
+        _idle[:] = [each for each in _idle if each.thread.is_alive()]
     found = next((each for each in _idle if each.eventfd == eventfd), None)
     if found is None:
         with shadows.aside():
