@@ -788,9 +788,13 @@ def test_a_closed_file_is_one_file(path, tmp_path):
 def test_closing_closes_every_connection_and_ends_the_writer(path, monkeypatch):
     opened = []
     connect = module._connect
-    monkeypatch.setattr(
-        module, "_connect", lambda *args: opened.append(connect(*args)) or opened[-1]
-    )
+
+    def note(*args):
+        connection = connect(*args)  # not `opened[-1]`: that may be another thread's
+        opened.append(connection)
+        return connection
+
+    monkeypatch.setattr(module, "_connect", note)
     cache = Cache(path, front_entries=1)
     for number in range(50):
         cache.set(f"k{number}", number)
