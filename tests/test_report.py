@@ -362,6 +362,12 @@ def test_values_that_are_not_known_are_not_made_up():
     assert lines[8].split() == ["3", "end"]
 
 
+def test_what_is_repeated_is_told_in_full_where_it_is_asked_for():
+    steps = [move(0, 1), move(0, 2)] * 1_000
+    assert len(interleaved(*steps)) < 30
+    assert len(interleaved(*steps, full=True)) > 2_000
+
+
 @pytest.fixture
 def refused():
     """An assertion that failed in this file."""

@@ -260,6 +260,8 @@ class Kernel:
     def dismiss(self) -> None:
         """Let the carriers go."""
         self.core.release()
+        for carrier in list(self.carriers):
+            self._wait_for(carrier)
         carriers.dismiss(self.carriers)
         self.baton.close()
 
@@ -1366,7 +1368,7 @@ class Kernel:
         self._give_up(carrier)
 
     def _wait_for(self, carrier: Carrier) -> None:
-        """A task that has ended may not have handed over yet."""
+        """Wait until it has handed over: that its task has ended comes before."""
         until = interpreter.monotonic() + self.patience
         while not carrier.idle:
             if interpreter.monotonic() >= until:

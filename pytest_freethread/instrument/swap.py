@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pytest_freethread.instrument import heap, kept, probes
 from pytest_freethread.instrument.rewrite import CONSTANTS, PREFIX, SITE, Rewritten, locate, rewrite
@@ -190,7 +190,7 @@ def _compiled(module: ModuleType, rewrite: _Rewrite = rewrite) -> _Compiled | st
             raw = stream.read()
         named = _frozen_name(module) or file
         pytest_s = (asserts, loader) if rewriting else None
-        found = _compile(path, named, stamp, raw, pytest_s, rewrite)
+        found = _compile(_Source(path, named, stamp, raw, pytest_s), rewrite)
     except (OSError, SyntaxError, ValueError) as error:
         return f"its source cannot be used: {error}"
     _cache[path, rewriting, rewrite] = found
@@ -228,20 +228,32 @@ def _code_file(module: ModuleType) -> str | None:
     return _absolute(file) if file else None
 
 
-def _compile(  # noqa: PLR0917 - what is known of a file, handed on
-    path: str,
-    file: str,
-    stamp: tuple[int, int],
-    raw: bytes,
-    rewriting: tuple[Any, Any] | None,
-    rewrite: _Rewrite,
-) -> _Compiled:
-    if rewriting is not None:  # by pytest, as it is configured now
-        code = _rewritten(path, file, stamp, raw, rewriting, rewrite)
+class _Source(NamedTuple):
+    """What is known of a module's file.
+
+    Attributes:
+        path: where it is.
+        file: what the module's code objects name.
+        stamp: when it was changed last, in nanoseconds, and its size.
+        raw: what it contains.
+        asserts: pytest's module that rewrites its assertions, and the loader; None if none does.
+    """
+
+    path: str
+    file: str
+    stamp: tuple[int, int]
+    raw: bytes
+    asserts: tuple[Any, Any] | None
+
+
+def _compile(source: _Source, rewrite: _Rewrite) -> _Compiled:
+    path, file, stamp, raw, asserts = source
+    if asserts is not None:  # it depends on how pytest is configured now
+        code = _rewritten(source, rewrite)
     else:
         key = kept.key(rewrite.__name__, file, raw)
         found = kept.load(path, rewrite.__name__, key)
-        code = found or _rewritten(path, file, stamp, raw, None, rewrite)
+        code = found or _rewritten(source, rewrite)
         if found is None:
             kept.save(path, rewrite.__name__, key, code)
     probed = _with_constants(code.probed, len(probes.SITES))
@@ -256,30 +268,24 @@ def _compile(  # noqa: PLR0917 - what is known of a file, handed on
     )
 
 
-def _rewritten(  # noqa: PLR0917 - as above
-    path: str,
-    file: str,
-    stamp: tuple[int, int],
-    raw: bytes,
-    rewriting: tuple[Any, Any] | None,
-    rewrite: _Rewrite,
-) -> kept.Code:
-    source = importlib.util.decode_source(raw).encode()
+def _rewritten(source: _Source, rewrite: _Rewrite) -> kept.Code:
+    path, file, stamp, raw, asserts = source
+    text = importlib.util.decode_source(raw).encode()
     with warnings.catch_warnings():
         # The source's own warnings came when it was imported; ours are strings in a call's place.
         warnings.simplefilter("ignore")
         tree = ast.parse(raw, filename=file)
         plain = None
-        if rewriting is None:
+        if asserts is None:
             plain = _from_bytecode(path, raw, stamp)
         else:
-            asserts, loader = rewriting
-            asserts.rewrite_asserts(tree, raw, file, loader.config)
+            rewriting, loader = asserts
+            rewriting.rewrite_asserts(tree, raw, file, loader.config)
         if plain is None:
             plain = compile(tree, file, "exec", dont_inherit=True)
-        if rewriting is not None:
+        if asserts is not None:
             locate(tree)
-        rewritten = rewrite(tree, source, file)
+        rewritten = rewrite(tree, text, file)
         probed = compile(rewritten.tree, file, "exec", dont_inherit=True)
     return kept.Code(plain, probed, rewritten.sites, rewritten.stored)
 
@@ -291,8 +297,8 @@ def _from_bytecode(file: str, raw: bytes, stamp: tuple[int, int]) -> CodeType | 
     that was written more than two seconds after its source is of the last version in that second.
     """
     try:
-        kept = importlib.util.cache_from_source(file)
-        with open(kept, "rb") as stream:  # noqa: PTH123
+        bytecode = importlib.util.cache_from_source(file)
+        with open(bytecode, "rb") as stream:  # noqa: PTH123
             if os.fstat(stream.fileno()).st_mtime_ns - stamp[0] < _RACY:
                 return None
             header, body = stream.read(16), stream.read()

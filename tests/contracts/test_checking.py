@@ -22,7 +22,7 @@ def check(cls, **how):
 
 
 def passes(cls, **how):
-    result = check(cls, scenarios=15, **how)
+    result = check(cls, **how)
     assert result.verdict is Verdict.PASSED, str(result)
     assert not result.findings
     return result

@@ -49,8 +49,8 @@ def test_both_twins_are_there_and_say_what_they_are():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_kept_contract_passes(name):
     module = load("safe", name)
-    most = getattr(module, "options", {}).get("scenarios", 15)
-    result = check(module, seed=1, scenarios=min(most, 15), schedules=60, seconds=None)
+    most = getattr(module, "options", {}).get("scenarios", 25)
+    result = check(module, seed=1, scenarios=min(most, 25), schedules=60, seconds=None)
     assert result.verdict is Verdict.PASSED, str(result)
     assert not result.findings
 
@@ -64,5 +64,6 @@ def test_a_wrong_twin_is_found_shrunk_and_comes_back(name):
     (finding,) = result.findings
     assert finding.kind in {"linearizability", "deadlock", "lost-wakeup", "exception"}
     assert finding.reproduced == (10, 10), str(result)
+    assert finding.token
     assert calls(result) <= max(4, int(header["calls"])), str(result)
     assert switches(result) <= int(header["switches"]) + 2, str(result)
