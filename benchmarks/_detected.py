@@ -223,13 +223,17 @@ def plain_loop(rounds: int, source: str = LOOP) -> float:
     return timed(lambda: run_all(namespace["threads"], namespace["setup"]()))
 
 
-def freethread_loop(rounds: int) -> float:
-    explored(WARMING)
-    return timed(lambda: explored(rounds))
+def freethread_loop(rounds: int, strategy: str = "auto") -> float:
+    explored(WARMING, strategy)
+    return timed(lambda: explored(rounds, strategy))
 
 
-def explored(rounds: int) -> None:
-    """One controlled execution of the loop, with race detection."""
+def explored(rounds: int, strategy: str = "auto") -> None:
+    """One controlled execution of the loop, with race detection: the strategy's first one.
+
+    By default that is one in which whoever runs goes on. A random walk switches at every other
+    step, and takes the time of as many hand-overs between threads.
+    """
     from pytest_freethread import Verdict, explore  # noqa: PLC0415 - see the module's docstring
 
     body = counting(rounds)
@@ -239,7 +243,7 @@ def explored(rounds: int) -> None:
         setup=Counter,
         schedules=1,
         seconds=3600.0,
-        strategy="random",
+        strategy=strategy,
         races="note",
         include=[__name__],
     )
@@ -270,6 +274,7 @@ LOOPS: dict[str, Callable[[int], float]] = {
     "plain": plain_loop,
     "plain-global": functools.partial(plain_loop, source=GLOBAL_LOOP),
     "pytest-freethread": freethread_loop,
+    "random walk": functools.partial(freethread_loop, strategy="random"),
     "pyvft": pyvft_loop,
     "threadcheck": threadcheck_loop,
 }

@@ -207,7 +207,9 @@ def compare_power(environments: Mapping[Tool, Environment], chosen: Callable[[st
 
 def compare_speed(environments: Mapping[Tool, Environment], repeats: int) -> None:
     """Print how much longer the loop takes under each tool than without."""
-    loops: list[tuple[Tool, str, int]] = [(OURS, "plain", ROUNDS), (OURS, OURS.name, ROUNDS)]
+    loops: list[tuple[Tool, str, int]] = [
+        (OURS, mode, ROUNDS) for mode in ("plain", OURS.name, "random walk")
+    ]
     if PYVFT in environments:
         loops.append((PYVFT, PYVFT.name, ROUNDS))
     if THREADCHECK in environments:
