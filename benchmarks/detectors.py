@@ -236,9 +236,9 @@ def show_memory(environment: Environment, sizes: Iterable[int]) -> None:
     for accesses in sizes:
         rounds = accesses // ACCESSES_OF_A_ROUND
         line = ask(environment, OURS, "memory", str(rounds), limit=7200.0)
-        # An execution may be too long to be explored.
-        peak = "cannot run" if line is None else f"{json.loads(line)['peak'] / 2**20:,.1f} MiB"
-        rows.append([f"{accesses:,}", peak])
+        if line is None:
+            raise SystemExit(f"the loop of {accesses:,} accesses failed")
+        rows.append([f"{accesses:,}", f"{json.loads(line)['peak'] / 2**20:,.1f} MiB"])
     print("\nMemory of one controlled execution with race detection, the peak of what is traced:\n")
     print_table(["accesses", "peak"], rows)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pytest_freethread import interpreter
 from pytest_freethread.detectors import interleavings, suppression
-from pytest_freethread.detectors.interleavings import Schedule, Symptom
+from pytest_freethread.detectors.interleavings import Schedule, Symptom, naming
 from pytest_freethread.execution import scope, stacks
 from pytest_freethread.execution.controlled import Controlled
 from pytest_freethread.instrument import swap
@@ -24,7 +24,7 @@ from pytest_freethread.instrument.probes import SITES
 from pytest_freethread.records import Failure, Interleaving
 from pytest_freethread.scheduling import DFS, Diverged, Replay, decode, encode
 from pytest_freethread.scheduling.course import Course
-from pytest_freethread.suspecting import CONFIRMATIONS, Suspicions
+from pytest_freethread.suspecting import CONFIRMATIONS, REPEATABLE, Suspicions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -52,8 +52,11 @@ _OUTLIVES = (
 _STEPS = 20_000
 """Steps after which an execution counts as a livelock, if the bodies alone take fewer."""
 
-_MOST_STEPS = 400_000
-"""Steps that bodies which are run one after the other may take, to be explored at all."""
+_MOST_STEPS = REPEATABLE
+"""Steps that bodies which are run one after the other may take, to be run in other orders too.
+
+Whether they are in a livelock, or just long, is looked at from here on.
+"""
 
 _DEADLINE = 30.0
 """Seconds of real time after which a thread that does not come back is given up, where unsaid."""
@@ -121,7 +124,8 @@ class Search:
         outside: whether a thread was out of control for a while, in real blocking.
         finalized: whether finalizers ran where the interpreter came to them, beyond control.
         diverged: how many schedules could not be followed: the program goes another way each time.
-        too_long: whether it ended because one execution has more steps than are allowed.
+        too_long: why it ended with the execution in which whoever ran went on, if that had more
+            steps than are allowed.
         guarantee: what the strategy promises of the schedules that it tried, if it does.
         preparing: how many seconds it took to put the probes in; no part of the budget.
     """
@@ -138,7 +142,7 @@ class Search:
     outside: bool
     finalized: bool
     diverged: int
-    too_long: bool
+    too_long: str | None
     guarantee: str | None
     preparing: float
 
@@ -183,7 +187,9 @@ def search(
     """
     course = Course(strategy, seed=seed, preemptions=preemptions)
     called = interpreter.monotonic()
-    with _explorer(program, learn=course.learns, deadline=deadline, on=on) as explorer:
+    with _explorer(
+        program, learn=course.learns, deadline=deadline, on=on, seconds=seconds
+    ) as explorer:
         explorer.thorough = thorough
         began = interpreter.monotonic()
         steps = steered = 0
@@ -201,13 +207,14 @@ def search(
         if finding is not None:
             course.count = 1
         while finding is None and course.tried < schedules and not (course.count and over()):
-            if not course.begin(timed=timed):
+            if explorer.only_alone or not course.begin(timed=timed):
                 break
             choose, stays = course.scheduler.choose, course.stays
             try:
                 execution = explorer.run(
                     choose if course.learns else explorer.controlled.apart(choose),
                     max_steps=_MOST_STEPS if stays and explorer.alone is None else None,
+                    until=explorer.until if stays and explorer.alone is None else None,
                     early_timeouts=course.early_timeouts,
                     stays=stays,
                     hear=None if suspicions is None else suspicions.hear,
@@ -225,7 +232,7 @@ def search(
                 progress(course.tried)
             if explorer.alone is None and (stays or execution.outcome == "livelock"):
                 explorer.measure(execution if stays else None)
-                if explorer.too_long:
+                if explorer.only_alone and (not stays or execution.outcome == "livelock"):
                     break
                 if not stays and explorer.max_steps > _STEPS:
                     course.count -= 1  # it was cut short, and tells nothing
@@ -274,7 +281,7 @@ def search(
         outside=explorer.outside,
         finalized=finalized,
         diverged=course.diverged,
-        too_long=explorer.too_long,
+        too_long=explorer.too_long(course.tried < schedules),
         guarantee=getattr(course.scheduler, "guarantee", None),
         preparing=began - called,
     )
@@ -402,6 +409,9 @@ class _Explorer:
         alone: how many steps the bodies take where whoever runs goes on for as long as it can; None
             as long as nobody has tried.
         max_steps: of an execution; with more it is a livelock.
+        until: how long the bodies may go on one after the other, by the clock.
+        unended: where threads were then, or by then, if they were not at their end.
+        only_alone: whether that takes so many steps that nothing else is tried.
         passed: the first schedule that went well.
     """
 
@@ -409,8 +419,11 @@ class _Explorer:
     controlled: Controlled
     learn: bool
     left_out: tuple[tuple[str, str], ...]
+    until: float
     alone: int | None = None
     max_steps: int = _STEPS
+    unended: str | None = None
+    only_alone: bool = False
     thorough: bool = True
     outside: bool = False
     passed: Runs | None = None
@@ -421,6 +434,7 @@ class _Explorer:
         choose: Callable[..., int],
         *,
         max_steps: int | None = None,
+        until: float | None = None,
         early_timeouts: int = sys.maxsize,
         record: bool = False,
         fair: bool = True,
@@ -436,6 +450,7 @@ class _Explorer:
             invariant=program.invariant,
             cleanup=program.cleanup,
             max_steps=max_steps or self.max_steps,
+            until=until,
             early_timeouts=early_timeouts,
             record=record,
             fair=fair,
@@ -452,14 +467,33 @@ class _Explorer:
         Args:
             alone: an execution in which whoever ran went on; None: there was none.
         """
-        self.alone = (alone or self.replay([], max_steps=_MOST_STEPS)).steps
-        if self.alone < _MOST_STEPS:
+        execution = alone or self.replay([], max_steps=_MOST_STEPS, until=self.until)
+        self.alone = execution.steps
+        livelock = execution.outcome == "livelock"
+        if execution.outcome == "too-long" or (livelock and self.program.ends):
+            self.unended = ", ".join(
+                f"thread {each.thread} was at {naming.short(each.stack[-1])}"
+                for each in execution.waiting
+                if each.stack
+            )
+        self.only_alone = self.alone >= _MOST_STEPS and (self.unended is not None or not livelock)
+        if self.only_alone:
+            self.max_steps = _MOST_STEPS
+        elif not livelock:
             self.max_steps = max(_STEPS, 4 * self.alone)
 
-    @property
-    def too_long(self) -> bool:
-        """Whether the bodies are too long to be explored; what never ends is a livelock."""
-        return self.alone is not None and self.alone >= _MOST_STEPS and self.program.ends
+    def too_long(self, more: bool) -> str | None:
+        """Why there is no more than the execution in which whoever ran went on, if so.
+
+        Args:
+            more: whether more was wanted.
+        """
+        if self.unended is not None:
+            came = f"the threads, one after the other, came to no end in {self.alone:,} steps"
+            return f"{came}: {self.unended}"
+        if self.only_alone and more:
+            return f"one execution has {self.alone:,} steps, too many for others to be tried"
+        return None
 
     def reached(self) -> set[tuple[str, int]]:
         """The files and lines that threads came to."""
@@ -486,6 +520,7 @@ class _Explorer:
         *,
         strict: bool = True,
         max_steps: int | None = None,
+        until: float | None = None,
         record: bool = False,
         hear: Hear | None = None,
         watched: Container[int] = (),
@@ -494,7 +529,9 @@ class _Explorer:
         replay.begin()
         execution = self.run(
             replay.choose,
-            max_steps=max_steps,
+            # A schedule that was made here is all of an execution, however long.
+            max_steps=max_steps or max(self.max_steps, len(choices) + 1),
+            until=until,
             record=record,
             fair=False,
             stays=replay.stays(),
@@ -564,6 +601,11 @@ class _Explorer:
         """Shrink a failing schedule, confirm it, and record it."""
         if not self.thorough:
             return self.finding(symptom, execution, found, (1, 1))
+        if self.only_alone:
+            again = self.replay([], max_steps=execution.steps + 1)
+            seen = self.symptom(again)
+            same = seen is not None and seen.key == symptom.key
+            return self.finding(symptom, execution, found, (int(same), 1))
         # Under the same probes as any replay: others would count the steps in another way.
         self.controlled.choose_everywhere(True)
         if self.passed is not None and self.again(_expanded(self.passed), symptom, record=False):
@@ -743,7 +785,12 @@ class Stage:
 
 @contextmanager
 def _explorer(
-    program: Program, *, learn: bool, deadline: float, on: Stage | Controlled | None
+    program: Program,
+    *,
+    learn: bool,
+    deadline: float,
+    on: Stage | Controlled | None,
+    seconds: float | None = None,
 ) -> Iterator[_Explorer]:
     if not _exploring.acquire(blocking=False):
         raise RuntimeError("a controlled run is under way already, and there can be one only")
@@ -754,7 +801,11 @@ def _explorer(
         place = on.set_for(program, deadline=deadline) if isinstance(on, Stage) else on
         place.choose_everywhere(not learn)
         yield _Explorer(
-            program=program, controlled=place, learn=learn, left_out=place.coverage.left_out
+            program=program,
+            controlled=place,
+            learn=learn,
+            left_out=place.coverage.left_out,
+            until=interpreter.monotonic() + (deadline if seconds is None else seconds),
         )
 
 

@@ -533,8 +533,8 @@ def doubt(found: exploring.Search) -> str | None:
         return "what failed did not fail again each time that its schedule was replayed"
     if found.failure is not None or found.outside:
         return "a thread was in real blocking, out of control"
-    if found.too_long:
-        return "one execution has too many steps to be explored"
+    if found.too_long is not None:
+        return found.too_long
     if not found.schedules:
         return "no schedule could be followed"
     return None if found.steps else "no step was seen: nothing that ran has probes"

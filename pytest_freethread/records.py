@@ -7,6 +7,7 @@ One way: `Plan` (what to do) → `Execution` (what happened) → `Finding` (what
 from __future__ import annotations
 
 import enum
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -242,6 +243,7 @@ Outcome = Literal[
     "deadlock",
     "lost-wakeup",
     "livelock",
+    "too-long",
     "diverged",
     "partial-control",
     "stopped",
@@ -414,7 +416,8 @@ class ControlledExecution(Account):
     Attributes:
         outcome: `ended`; `deadlock`: threads wait for each other, or for a lock whose holder has
             ended; `lost-wakeup`: one waits for a signal that nobody can give; `livelock`: the
-            limit of steps was reached; `partial-control`: a thread did not come back from real
+            limit of steps was reached; `too-long`: so was that of time, while the threads still
+            changed something; `partial-control`: a thread did not come back from real
             blocking; `diverged`: the chooser named a thread that could not go on; `stopped`:
             it said so.
         choices: the answers of the chooser.
@@ -459,7 +462,12 @@ class ControlledExecution(Account):
     @property
     def threads(self) -> tuple[int, ...]:
         """The thread of every step: what a replay follows."""
-        return tuple(thread for thread, steps, _ in self.schedule for _ in range(steps))
+        return self.beginning(self.steps)
+
+    def beginning(self, most: int) -> tuple[int, ...]:
+        """The same for the first steps, so many at most."""
+        each = (itertools.repeat(thread, steps) for thread, steps, _ in self.schedule)
+        return tuple(itertools.islice(itertools.chain.from_iterable(each), most))
 
 
 @dataclass(frozen=True, kw_only=True)

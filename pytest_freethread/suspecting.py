@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from pytest_freethread.detectors import accesses, interleavings, leftovers, races
 from pytest_freethread.detectors.atomicity import Atomicity, same_function
 from pytest_freethread.detectors.hearing import StepwiseHearing
+from pytest_freethread.detectors.interleavings import naming
 from pytest_freethread.detectors.lock_order import ALL_ALIKE, LockOrder
 from pytest_freethread.detectors.prediction import Trace
 from pytest_freethread.detectors.races import Races
 from pytest_freethread.instrument.effects import OP_NAMES
 from pytest_freethread.instrument.probes import SITES, is_call
 from pytest_freethread.interpreter import Allowance
-from pytest_freethread.records import Place
+from pytest_freethread.records import Finding, Place
 from pytest_freethread.scheduling import Directed, encode
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from pytest_freethread.detectors.lock_order import Cycle
     from pytest_freethread.execution.kernel import Chooser, Hear
-    from pytest_freethread.records import ControlledExecution, Event, Finding
+    from pytest_freethread.records import ControlledExecution, Event
 
     class Run(Protocol):
         """Runs one schedule."""
@@ -57,6 +58,9 @@ _ORDERS: Final = 6
 
 _FORESEEABLE: Final = 20_000
 """Steps of an execution beyond which nothing is foreseen: all of its trace is kept for that."""
+
+REPEATABLE: Final = 400_000
+"""Steps of a schedule that is run again or recorded; of a longer one, so many of the first."""
 
 Choices: TypeAlias = tuple[int, ...]
 Line = tuple[str, int]
@@ -194,7 +198,8 @@ class Suspicions:
         for pair, clash in bench.races.clashes.items():
             known = self._races.get(pair)
             if known is None or (clash.proven and not known.proven):
-                self._races[pair] = _Suspect(choices=execution.threads, proven=clash.proven)
+                choices = execution.beginning(REPEATABLE)
+                self._races[pair] = _Suspect(choices=choices, proven=clash.proven)
             if clash.proven:
                 self._proven.add(pair)
         for sites in bench.atomicity.torn:
@@ -274,8 +279,7 @@ class Suspicions:
             schedules.setdefault(self._races[pair].choices, set()).add(pair)
         found: list[Finding] = []
         for choices, pairs in sorted(schedules.items(), key=lambda each: len(each[0])):
-            times = 1 if allowance.spent() else CONFIRMATIONS
-            found += self._confirmed(follower, choices, pairs, times)
+            found += self._confirmed(follower, choices, pairs, allowance)
         found = list(races.one_for_two_lines(sorted(found, key=_is_note), told))
         for sites in self._torn:
             if not allowance.spent():
@@ -295,7 +299,8 @@ class Suspicions:
             for pair, clash in bench.races.clashes.items()
             if clash.proven
         }
-        races_found = self._confirmed(follower, choices, _of_interest(self._races), CONFIRMATIONS)
+        pairs = _of_interest(self._races)
+        races_found = self._confirmed(follower, choices, pairs, Allowance(_CONFIRMING))
         found = list(races.one_for_two_lines(races_found, told))
         for sites in bench.atomicity.torn:
             found += self._confirmed_torn(follower, sites, told, choices)
@@ -338,16 +343,25 @@ class Suspicions:
                 return
 
     def _confirmed(
-        self, follower: Follower, choices: Choices, pairs: AbstractSet[Pair], times: int
+        self,
+        follower: Follower,
+        choices: Choices,
+        pairs: AbstractSet[Pair],
+        allowance: Allowance,
     ) -> Iterator[Finding]:
-        """The races of one schedule."""
+        """The races of one schedule, run again ten times, or as often as the time allows."""
         bench = _Bench(self._threads)
         watched = {site for pair in pairs for site in pair}
         execution = follower.follow(choices, record=True, hear=bench.hear, watched=watched)
         if execution is None:
             return
         shown = dict.fromkeys(sorted(pairs & bench.races.clashes.keys()), 0)
-        for _ in range(times):
+        if len(choices) == REPEATABLE:
+            for pair in sorted(pairs - shown.keys()):
+                self._say_of_a_late(pair)
+        times = 0
+        while shown and times < CONFIRMATIONS and not (times and allowance.spent()):
+            times += 1
             again = _Bench(self._threads)
             follower.follow(choices, hear=again.hear)
             for pair in shown.keys() & again.races.clashes.keys():
@@ -358,6 +372,15 @@ class Suspicions:
             clash = bench.races.clashes[pair]
             race = accesses.race(clash, execution, bench.steps, self._names, call)
             yield races.finding(race, token=token, reproduced=(count, times), strict=self._strict)
+
+    def _say_of_a_late(self, pair: Pair) -> None:
+        """A race that nothing is run again for."""
+        one, other = (naming.short(_place(site)) for site in pair)
+        message = (
+            f"data race between {one} and {other}, not reproduced: it comes after the first "
+            f"{REPEATABLE:,} steps of its schedule"
+        )
+        self._left[message] = Finding(kind="race", severity="note", message=message)
 
     def _confirmed_torn(
         self,

@@ -24,12 +24,14 @@ from pytest_freethread import (
     ThreadSafetyError,
     Verdict,
     explore,
+    exploring,
     interpreter,
     replay,
+    suspecting,
 )
 from pytest_freethread.execution import baton, carriers, kernel
 from pytest_freethread.instrument import shadows, swap
-from pytest_freethread.scheduling import STRATEGIES
+from pytest_freethread.scheduling import STRATEGIES, decode
 
 
 class Counter:
@@ -321,10 +323,95 @@ def take_and_keep(turnstile):
     turnstile.lock.acquire()
 
 
-@pytest.mark.parametrize("body", [try_the_lock, count_the_tries])
-def test_who_tries_in_vain_for_ever_is_in_a_livelock(body):
-    result = explore(take_and_keep, body, setup=Turnstile, strategy="pct", seconds=None)
+def test_who_tries_in_vain_for_ever_is_in_a_livelock():
+    result = explore(take_and_keep, try_the_lock, setup=Turnstile, strategy="pct", seconds=None)
     the_finding(result, "livelock")
+
+
+@pytest.mark.usefixtures("short_is_long")
+@pytest.mark.parametrize("strategy", ["auto", "pct"])
+def test_who_counts_the_tries_for_ever_may_only_take_long(strategy):
+    result = explore(
+        take_and_keep, count_the_tries, setup=Turnstile, strategy=strategy, seconds=0.1
+    )
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert "the threads, one after the other, came to no end in" in result.scope
+
+
+@pytest.fixture
+def short_is_long(monkeypatch):
+    monkeypatch.setattr(exploring, "_MOST_STEPS", 4_000)
+    monkeypatch.setattr(suspecting, "REPEATABLE", 4_000)
+    monkeypatch.setattr(exploring, "_STEPS", 200)
+
+
+class Guarded:
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.value = 0
+
+
+def count_long(guarded):
+    for _ in range(500):
+        with guarded.lock:
+            guarded.value += 1
+
+
+def count_long_and_race(guarded):
+    count_long(guarded)
+    guarded.value += 1
+
+
+def count_long_and_fail(guarded):
+    count_long(guarded)
+    raise ValueError(guarded.value)
+
+
+@pytest.mark.usefixtures("short_is_long")
+def test_a_long_execution_is_judged_and_nothing_else_is_tried():
+    result = explore(count_long, setup=Guarded, races="error")
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.executions == 1
+    assert "one execution has 5,000 steps, too many for others to be tried" in result.scope
+
+
+@pytest.mark.usefixtures("short_is_long")
+def test_a_long_execution_is_all_that_was_asked_for():
+    result = explore(count_long, setup=Guarded, races="error", schedules=1, seconds=60)
+    assert result.verdict is Verdict.PASSED
+
+
+@pytest.mark.usefixtures("short_is_long")
+def test_a_race_at_the_end_of_a_long_execution_is_told_though_not_run_again():
+    result = explore(count_long_and_race, setup=Guarded, races="error", schedules=1, seconds=60)
+    [finding] = [each for each in result.findings if "not reproduced" in each.message]
+    assert (finding.kind, finding.severity) == ("race", "note")
+    assert "it comes after the first 4,000 steps of its schedule" in finding.message
+
+
+@pytest.mark.usefixtures("short_is_long")
+def test_what_fails_at_the_end_of_a_long_execution_fails_again_in_a_second_one():
+    result = explore(count_long_and_fail, setup=Guarded, schedules=1, seconds=60)
+    [finding] = [each for each in result.findings if each.severity == "error"]
+    assert (finding.kind, finding.reproduced) == ("exception", (1, 1))
+
+
+def count_on(state):
+    for _ in range(60):
+        state["value"] = state["value"] + 1
+
+
+def is_nothing(state):
+    return state["value"] == 0
+
+
+@pytest.mark.usefixtures("short_is_long")
+def test_the_token_of_a_long_schedule_is_no_livelock():
+    program = {"setup": lambda: {"value": 0}, "invariant": is_nothing}
+    finding = the_finding(explore(count_on, count_on, schedules=1, **program), "invariant")
+    assert len(decode(finding.token)) > 200
+    again = replay(finding.token, count_on, count_on, **program)
+    assert [each.kind for each in again.findings if each.severity == "error"] == ["invariant"]
 
 
 def test_a_loop_that_waits_for_nobody_is_a_livelock():

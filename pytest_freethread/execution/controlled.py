@@ -138,6 +138,7 @@ class Controlled:
         invariant: Callable[..., object] | None = None,
         cleanup: Cleanup | None = None,
         max_steps: int = 20_000,
+        until: float | None = None,
         early_timeouts: int = 0,
         record: bool = False,
         fair: bool = True,
@@ -157,6 +158,8 @@ class Controlled:
             cleanup: called in the end, whatever happened, with the indices of the threads that
                 threw something; yields (phase, thread, exception) of what failed in it.
             max_steps: ends the execution as a livelock.
+            until: by `interpreter.monotonic`: up to then it may have more steps, if the later half
+                of those that it had has changed something; None: it may not.
             early_timeouts: how many short timeouts may fire while others could go on, as a choice.
             record: whether to keep the trace, with values.
             fair: whether a thread that spins lets others go first. A replay follows its schedule.
@@ -184,6 +187,7 @@ class Controlled:
                 invariant=invariant,
                 cleanup=cleanup,
                 max_steps=max_steps,
+                until=until,
                 early_timeouts=early_timeouts,
                 record=record,
                 fair=fair,

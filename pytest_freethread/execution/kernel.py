@@ -78,6 +78,9 @@ Programs take fewer altogether (`exploring` sees to that), unless others go roun
 changes something each time, such as the count of their tries.
 """
 
+_MORE_STEPS: Final = 50_000
+"""How many more an execution may have before it is looked again whether it still may."""
+
 _MOST_IDLE: Final = 3
 """How often the patience must be over before nobody outside of control is waited for."""
 
@@ -169,9 +172,12 @@ class Kernel:
     turns: list[tuple[int, int, int]]
     steps: int
     turn_began: int
+    # The step that last changed something that threads share, and something that one has alone.
     progress: int
+    own_progress: int
     look: int
     max_steps: int
+    until: float | None
     # After so many steps whoever is ready starves. Who goes behind others, and those: they were
     # ready while it spun, or starved, and have not gone on since.
     fair: bool
@@ -294,6 +300,8 @@ class Kernel:
                 self._first_touch(me, obj, key, op, site, touch)
             if site not in self.sites:
                 self.steps += 1
+                if op & 1:
+                    self.own_progress = self.steps
                 if self.steps < self.look or not self._look(me):
                     log = self.log
                     if log is not None:
@@ -753,13 +761,18 @@ class Kernel:
         """
         steps = self.steps
         self.look = steps + _LOOK
+        if self.staying and any(map(_changes, self.events[-_LOOK:])):
+            self.progress = steps
         if steps >= self.max_steps:
             if self.unended == 0 and self.waits_for_all:
                 self._to_main(me)
-            else:
+            elif self.until is None or 2 * max(self.progress, self.own_progress) < steps:
                 self._stop(me, "livelock")
-        if self.staying and any(map(_changes, self.events[-_LOOK:])):
-            self.progress = steps
+            elif interpreter.monotonic() >= self.until:
+                self._stop(me, "too-long")
+            else:
+                self.max_steps += _MORE_STEPS
+                self.stint = max(self.stint, self.max_steps // _STARVES)
         if len(self.events) >= _MOST_EVENTS:
             self._tell()
         self._update()
@@ -787,6 +800,7 @@ class Kernel:
         choose: Chooser,
         max_steps: int,
         *,
+        until: float | None,
         record: bool,
         fair: bool,
         stays: bool,
@@ -804,10 +818,11 @@ class Kernel:
         self.user_choose = choose
         self.choose = choose
         self.max_steps = max_steps
+        self.until = until
         self.record = record
         self.fair = fair
         self.now = self.steps = self.turn_began = self.progress = self.spins = self.late = 0
-        self.alone = 0
+        self.own_progress = self.alone = 0
         self.behind = {}
         self.stint = max_steps // _STARVES
         self.look = min(_LOOK, max_steps)
@@ -867,6 +882,7 @@ class Kernel:
         invariant: Callable[..., object] | None,
         cleanup: Cleanup | None,
         max_steps: int,
+        until: float | None,
         early_timeouts: int,
         record: bool,
         fair: bool,
@@ -879,6 +895,7 @@ class Kernel:
             len(bodies),
             choose,
             max_steps,
+            until=until,
             record=record,
             fair=fair,
             stays=stays,
@@ -1623,13 +1640,14 @@ class Kernel:
                 task.last = None
 
     def _completed(self, trace: Iterable[Step]) -> Iterator[Step]:
-        """The steps with what is known in the end; what does this may have probes in it."""
+        """The steps with what is known in the end; the standard library's code has probes here."""
         lines: dict[tuple[str, int], str] = {}
         for index, step in enumerate(trace):
             where = step.place.file, step.place.line
             if where not in lines:
                 lines[where] = linecache.getline(*where).strip() if where[0] else ""
-            yield step._replace(after=self.left.get(index), line=lines[where])
+            *known, _, held, _ = step
+            yield _make(Step, (*known, self.left.get(index), held, lines[where]))
 
     def _location(self, obj: Any) -> int:
         found = self.locations.get(id(obj))

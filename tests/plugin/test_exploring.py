@@ -470,7 +470,9 @@ def test_a_test_that_is_too_long_is_no_livelock_either(explore):
     result = explore(LONG.replace("ROUNDS", "250_000"), "-v")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
-        ["1 test inconclusive: one execution has too many steps to be explored *::test_long"]
+        [
+            "1 test inconclusive: one execution has * steps, too many for others to be tried *::test_long"
+        ]
     )
 
 

@@ -128,17 +128,13 @@ class Mailbox:
 
 class Polite:
     def __init__(self):
-        self.flags = [True, True]
+        self.flags = [False, True]
 
     def first(self):
-        while self.flags[1]:
-            self.flags[0] = False
-            self.flags[0] = True
-
-    def second(self):
+        self.flags[0] = True
         while self.flags[0]:
-            self.flags[1] = False
-            self.flags[1] = True
+            if not self.flags[1]:
+                break
 
 
 total = 0
