@@ -313,6 +313,35 @@ def test_the_least_recently_used_entry_makes_room(cache):
     assert cache.stats().evictions == 4
 
 
+def test_a_hit_takes_no_lock_and_counts_for_the_order_all_the_same():
+    with Cache(max_entries=2) as cache:
+        cache.set("a", 1)
+        cache.set("b", 2)
+        with cache._front._lock:
+            assert cache.get("a") == 1
+        cache.set("c", 3)
+        assert (cache.get("a"), cache.get("b"), cache.get("c")) == (1, None, 3)
+        assert cache.stats().hits == 3
+
+
+def test_what_was_used_is_worked_off_before_it_piles_up():
+    with Cache() as cache:
+        cache.set("a", 1)
+        for _ in range(1_000):
+            cache.get("a")
+            assert len(cache._front._uses) < module._MOST_USES
+        assert cache.stats().hits == 1_000
+
+
+def test_a_value_that_was_read_before_the_close_is_not_to_be_had_after_it():
+    cache = Cache()
+    cache.set("a", 1)
+    assert cache.get("a") == 1
+    cache.close()
+    with pytest.raises(CacheClosedError):
+        cache.get("a")
+
+
 def test_a_cache_of_one_entry_works():
     with Cache(max_entries=1) as cache:
         for number in range(3):
