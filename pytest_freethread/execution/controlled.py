@@ -83,10 +83,11 @@ class Controlled:
     def __enter__(self) -> Self:
         shadows.insist_on_being_alone()
         with contextlib.ExitStack() as exits:
-            self.coverage = exits.enter_context(instrumented(self._modules))
-            exits.callback(random.setstate, random.getstate())
-            exits.enter_context(carriers.counters())
-            kernel = self._make_kernel()
+            with heap.one_look():
+                self.coverage = exits.enter_context(instrumented(self._modules))
+                exits.callback(random.setstate, random.getstate())
+                exits.enter_context(carriers.counters())
+                kernel = self._make_kernel()
             exits.callback(kernel.dismiss)
             exits.enter_context(_no_collection())
             exits.callback(self._collect)

@@ -12,8 +12,8 @@ import gc
 import threading
 import weakref
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import compress
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -47,6 +47,8 @@ class _Settled:
 
 _settled: _Settled | None = None
 _looked_through = 0
+_held: list[tuple[list[Any], _Settled | None]] | None = None
+"""Where a look is kept for the next, within `one_look`."""
 
 
 def functions(
@@ -80,6 +82,17 @@ def thread_locals() -> list[threading.local]:
     if settled is not None:
         found += _alive(settled.thread_locals)
     return found
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """Within, look once only: what comes up meanwhile may not be found."""
+    global _held  # noqa: PLW0603 - the heap is one for the whole process
+    _held = []
+    try:
+        yield
+    finally:
+        _held = None
 
 
 def settle() -> None:
@@ -126,6 +139,8 @@ def is_frozen() -> bool:
 def _look() -> tuple[list[Any], _Settled | None]:
     """The objects to look through, and what is known of the others."""
     global _looked_through  # noqa: PLW0603 - see above
+    if _held:
+        return _held[0]
     settled = _settled
     things = gc.get_objects()
     if settled is not None:
@@ -137,6 +152,8 @@ def _look() -> tuple[list[Any], _Settled | None]:
         things = gc.get_objects()
         gc.freeze()
     _looked_through += len(things)
+    if _held is not None:
+        _held.append((things, settled))
     return things, settled
 
 
@@ -145,16 +162,8 @@ def _functions_in(things: list[Any]) -> list[FunctionType]:
 
 
 def _thread_locals_in(things: list[Any]) -> list[threading.local]:
-    # By identity, since a class may have a hash of its own; and without a step in Python each.
-    kinds = set(map(id, _with_subclasses(threading.local)))
-    return list(compress(things, map(kinds.__contains__, map(id, map(type, things)))))
-
-
-def _with_subclasses(kind: type) -> Iterator[type]:
-    yield kind
-    subclass: type
-    for subclass in type.__subclasses__(kind):
-        yield from _with_subclasses(subclass)
+    local = threading.local
+    return [thing for thing in things if issubclass(type(thing), local)]
 
 
 def _alive(references: Iterable[weakref.ref[_T]]) -> list[_T]:

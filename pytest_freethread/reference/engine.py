@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import struct
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -30,7 +31,10 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import filelock
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 __all__ = [
     "CycleResult",
@@ -288,6 +292,41 @@ def _close(resource: object) -> None:
         close()
 
 
+@contextlib.contextmanager
+def _held(path: str) -> Iterator[None]:
+    """Hold a file's lock; it ends with the process, however violently that ends.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    # A description of its own each time: a process that was forked shares those of its parent, and
+    # the locks on them.
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        else:
+            while not _took_first_byte(file):
+                pass
+            yield
+            msvcrt.locking(file, msvcrt.LK_UNLCK, 1)  # closed, it would be unlocked some time later
+    finally:
+        os.close(file)
+
+
+if sys.platform == "win32":
+
+    def _took_first_byte(file: int) -> bool:
+        try:
+            msvcrt.locking(file, msvcrt.LK_LOCK, 1)  # tries ten times, a second apart
+        except OSError as error:
+            if error.errno == errno.EDEADLK:
+                return False
+            raise
+        return True
+
+
 class DecisionLog:
     """An append-only file of JSON values, numbered from 0, shared by threads and processes.
 
@@ -314,7 +353,6 @@ class DecisionLog:
         """
         self.path = Path(path)
         self._threads = threading.Lock()
-        self._processes = filelock.FileLock(f"{self.path}.lock", thread_local=False)
         with contextlib.ExitStack() as files:
             self._data = files.enter_context(self.path.open("a+b", buffering=0))
             self._index = files.enter_context(Path(f"{self.path}.index").open("a+b", buffering=0))
@@ -390,11 +428,11 @@ class DecisionLog:
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
-        # Threads first: so at most one thread of a process ever polls for the file's lock.
+        # Threads first: so at most one thread of a process ever waits for the file's lock.
         with self._threads:
             if self._data.closed:
                 raise ValueError(f"the decision log {self.path} is closed")
-            with self._processes.acquire(poll_interval=0.001):
+            with _held(f"{self.path}.lock"):
                 yield
 
     def _recover(self) -> tuple[int, int]:
