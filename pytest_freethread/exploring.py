@@ -58,6 +58,9 @@ _MOST_STEPS = REPEATABLE
 Whether they are in a livelock, or just long, is looked at from here on.
 """
 
+_ROUNDS = 61
+"""Steps of each thread in a livelock that are shown: those of a turn, while all spin."""
+
 _DEADLINE = 30.0
 """Seconds of real time after which a thread that does not come back is given up, where unsaid."""
 
@@ -324,7 +327,7 @@ def perform(
             scheduler.choose,
             early_timeouts=sys.maxsize if replayed else 0,
             record=record,
-            fair=not replayed,
+            followed=sys.maxsize if replayed else 0,
         )
         symptom = explorer.symptom(execution)
         failure = None if symptom is None else symptom.failure
@@ -437,7 +440,7 @@ class _Explorer:
         until: float | None = None,
         early_timeouts: int = sys.maxsize,
         record: bool = False,
-        fair: bool = True,
+        followed: int = 0,
         stays: bool = False,
         hear: Hear | None = None,
         watched: Container[int] = (),
@@ -453,7 +456,7 @@ class _Explorer:
             until=until,
             early_timeouts=early_timeouts,
             record=record,
-            fair=fair,
+            followed=followed,
             stays=stays and program.watch is None,
             hear=hear,
             watched=watched,
@@ -533,7 +536,7 @@ class _Explorer:
             max_steps=max_steps or max(self.max_steps, len(choices) + 1),
             until=until,
             record=record,
-            fair=False,
+            followed=len(choices),
             stays=replay.stays(),
             hear=hear,
             watched=watched,
@@ -575,11 +578,16 @@ class _Explorer:
             self.controlled.choose_everywhere(not self.learn)
 
     def again(
-        self, choices: Sequence[int], symptom: Symptom, *, record: bool
+        self,
+        choices: Sequence[int],
+        symptom: Symptom,
+        *,
+        record: bool,
+        max_steps: int | None = None,
     ) -> ControlledExecution | None:
         """The schedule's execution, if it can be followed and shows the same symptom."""
         try:
-            execution = self.replay(choices, record=record)
+            execution = self.replay(choices, record=record, max_steps=max_steps)
         except Diverged:
             return None
         seen = self.symptom(execution)
@@ -602,8 +610,7 @@ class _Explorer:
         if not self.thorough:
             return self.finding(symptom, execution, found, (1, 1))
         if self.only_alone:
-            again = self.replay([], max_steps=execution.steps + 1)
-            seen = self.symptom(again)
+            seen = self.symptom(self.replay([], max_steps=execution.steps + 1))
             same = seen is not None and seen.key == symptom.key
             return self.finding(symptom, execution, found, (int(same), 1))
         # Under the same probes as any replay: others would count the steps in another way.
@@ -614,12 +621,16 @@ class _Explorer:
             return self.finding(replace(symptom, message=said), execution, found, (0, 1))
         choices = self.shrunk(execution, self._same(symptom))
         self.controlled.choose_everywhere(True)
+        most = None
+        if symptom.kind == "livelock":
+            most = len(choices) + _ROUNDS * (len(self.program.bodies) + 1)
         # What the last try of the shrinking left in caches is not what the schedule finds there.
-        recorded = self.again(choices, symptom, record=True)
+        recorded = self.again(choices, symptom, record=True, max_steps=most)
         confirmed = sum(
             self.again(choices, symptom, record=False) is not None for _ in range(CONFIRMATIONS)
         )
-        recorded = recorded or self.again(choices, symptom, record=True) or execution
+        again = recorded or self.again(choices, symptom, record=True, max_steps=most)
+        recorded = again or execution
         symptom = self.symptom(recorded) or symptom
         return self.finding(symptom, recorded, found, (confirmed, CONFIRMATIONS))
 
@@ -631,7 +642,7 @@ class _Explorer:
         reproduced: tuple[int, int],
     ) -> Finding:
         schedule = Schedule(
-            token=encode(execution.threads),
+            token=encode(execution.decisive),
             names=self.program.names,
             found=found,
             reproduced=reproduced,
@@ -852,6 +863,8 @@ def _size(runs: Runs) -> tuple[int, int]:
 
 def _runs(execution: ControlledExecution) -> Runs:
     turns = [(thread, steps) for thread, steps, _ in execution.schedule]
+    if execution.outcome == "livelock":
+        turns = [(thread, 1) for thread in execution.decisive]
     return tuple(
         (thread, sum(steps for _, steps in group))
         for thread, group in itertools.groupby(turns, key=lambda turn: turn[0])

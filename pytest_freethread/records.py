@@ -425,6 +425,7 @@ class ControlledExecution(Account):
             announced, also where nothing was to choose), and stood before `site` when another
             one went on. The same at every granularity.
         steps: how many steps there were.
+        changed: how many of them there were when something was changed last, or soon after.
         counts: how many of them each thread made, by its index.
         thrown: exceptions that nobody caught.
         holds: whether the invariant holds; None if it was not asked.
@@ -446,6 +447,7 @@ class ControlledExecution(Account):
     choices: list[int]
     schedule: list[tuple[int, int, int]]
     steps: int
+    changed: int
     counts: dict[int, int]
     thrown: tuple[Thrown, ...]
     holds: bool | None
@@ -463,6 +465,14 @@ class ControlledExecution(Account):
     def threads(self) -> tuple[int, ...]:
         """The thread of every step: what a replay follows."""
         return self.beginning(self.steps)
+
+    @property
+    def decisive(self) -> tuple[int, ...]:
+        """The same without the steps of a livelock in which nothing changes any more.
+
+        They come again by themselves, if whoever spins lets others go first.
+        """
+        return self.beginning(self.changed if self.outcome == "livelock" else self.steps)
 
     def beginning(self, most: int) -> tuple[int, ...]:
         """The same for the first steps, so many at most."""

@@ -142,7 +142,7 @@ class Controlled:
         until: float | None = None,
         early_timeouts: int = 0,
         record: bool = False,
-        fair: bool = True,
+        followed: int = 0,
         stays: bool = False,
         hear: Hear | None = None,
         watched: Container[int] = (),
@@ -163,7 +163,8 @@ class Controlled:
                 of those that it had has changed something; None: it may not.
             early_timeouts: how many short timeouts may fire while others could go on, as a choice.
             record: whether to keep the trace, with values.
-            fair: whether a thread that spins lets others go first. A replay follows its schedule.
+            followed: steps of a schedule that the chooser follows. After them a thread that spins
+                lets others go first.
             stays: whether the chooser always chooses whoever runs, for as long as that can go on;
                 then it is asked now and then only.
             hear: is told what happened (`records.Event`), a part at a time, in order; the last of
@@ -191,7 +192,7 @@ class Controlled:
                 until=until,
                 early_timeouts=early_timeouts,
                 record=record,
-                fair=fair,
+                followed=followed,
                 stays=stays,
                 hear=hear,
                 watched=watched,

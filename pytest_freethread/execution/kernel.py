@@ -178,9 +178,10 @@ class Kernel:
     look: int
     max_steps: int
     until: float | None
+    # For how many steps a schedule is followed, whoever spins.
+    followed: int
     # After so many steps whoever is ready starves. Who goes behind others, and those: they were
     # ready while it spun, or starved, and have not gone on since.
-    fair: bool
     stint: int
     spins: int
     behind: dict[int, set[int]]
@@ -777,7 +778,7 @@ class Kernel:
             self._tell()
         self._update()
         others = {index for index in self.ready if index != me.index}
-        if not self.fair or not others:
+        if steps < self.followed or not others:
             return False
         starving = {index for index in others if steps - self.tasks[index].left >= self.stint}
         if starving:
@@ -802,7 +803,7 @@ class Kernel:
         *,
         until: float | None,
         record: bool,
-        fair: bool,
+        followed: int,
         stays: bool,
         hear: Hear | None,
         watched: Container[int],
@@ -820,7 +821,7 @@ class Kernel:
         self.max_steps = max_steps
         self.until = until
         self.record = record
-        self.fair = fair
+        self.followed = followed
         self.now = self.steps = self.turn_began = self.progress = self.spins = self.late = 0
         self.own_progress = self.alone = 0
         self.behind = {}
@@ -885,7 +886,7 @@ class Kernel:
         until: float | None,
         early_timeouts: int,
         record: bool,
-        fair: bool,
+        followed: int,
         stays: bool,
         hear: Hear | None,
         watched: Container[int],
@@ -897,7 +898,7 @@ class Kernel:
             max_steps,
             until=until,
             record=record,
-            fair=fair,
+            followed=followed,
             stays=stays,
             hear=hear,
             watched=watched,
@@ -1461,6 +1462,7 @@ class Kernel:
             choices=self.choices,
             schedule=turns,
             steps=self.steps,
+            changed=max(self.progress, self.own_progress),
             counts=counts,
             thrown=thrown,
             holds=holds,

@@ -230,7 +230,7 @@ def test_a_schedule_is_the_same_wherever_there_is_something_to_choose(make_modul
     with Controlled([module], learn=False) as control:
         for original in originals:
             again = control.run(
-                module.threads, following(original.schedule), fair=False, **arguments
+                module.threads, following(original.schedule), followed=sys.maxsize, **arguments
             )
             assert again.outcome == original.outcome
             assert again.holds == original.holds

@@ -420,13 +420,25 @@ def test_locks_in_a_container_are_told_apart():
 
 def test_a_livelock_says_where_it_goes_round():
     again = (read(0, 7), read(1, 9), read(1, 8)) * 100
-    finding = told(execution(read(0, 1), *again, outcome="livelock"))
+    finding = told(execution(read(0, 1), *again, outcome="livelock", changed=0))
     assert finding.message == (
-        "Livelock: no end after 301 steps; thread 0 goes round in counter.py:7; thread 1 goes "
-        "round in counter.py:8, counter.py:9."
+        "Livelock: nothing changes after 0 steps, and nothing ends; thread 0 goes round in "
+        "counter.py:7; thread 1 goes round in counter.py:8, counter.py:9."
     )
+
+
+def test_a_livelock_that_changes_something_has_no_end():
+    again = (write(0, 7, "1", "2"), write(1, 9, "2", "1")) * 100
+    finding = told(execution(read(0, 1), *again, outcome="livelock", changed=200))
+    assert finding.message == (
+        "Livelock: no end after 201 steps; thread 0 goes round in counter.py:7; thread 1 goes "
+        "round in counter.py:9."
+    )
+
+
+def test_a_livelock_in_which_nothing_comes_again_says_so_much_only():
     once = [read(0, line) for line in range(1, 400)]
-    assert told(execution(*once, outcome="livelock")).message == (
+    assert told(execution(*once, outcome="livelock", changed=399)).message == (
         "Livelock: no end after 399 steps."
     )
 

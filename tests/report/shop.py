@@ -128,13 +128,19 @@ class Mailbox:
 
 class Polite:
     def __init__(self):
-        self.flags = [False, True]
+        self.flags = [False, False]
 
     def first(self):
         self.flags[0] = True
+        while self.flags[1]:
+            pass
+        self.flags[0] = False
+
+    def second(self):
+        self.flags[1] = True
         while self.flags[0]:
-            if not self.flags[1]:
-                break
+            pass
+        self.flags[1] = False
 
 
 total = 0

@@ -50,7 +50,7 @@ STORIES = {
     "deadlock_with_oneself": lambda s: explore(s.Bank.twice, setup=s.Bank, threads=1),
     "a_lock_is_never_released": lambda s: explore(s.Bank.keep, s.Bank.a_b, setup=s.Bank),
     "lost_wake_up": lambda s: explore(s.Mailbox.look_then_wait, s.Mailbox.post, setup=s.Mailbox),
-    "livelock": lambda s: explore(s.Polite.first, threads=1, setup=s.Polite),
+    "livelock": lambda s: explore(s.Polite.first, s.Polite.second, setup=s.Polite),
 }
 
 

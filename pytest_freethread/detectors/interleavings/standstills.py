@@ -154,20 +154,28 @@ def _unheard(trace: Sequence[Step], thread: int) -> int | None:
 
 
 def livelock(execution: ControlledExecution) -> str:
-    """The steps that come again and again at the end, if they are found, and where they begin."""
-    message = f"Livelock: no end after {execution.steps:,} steps"
-    trace = execution.trace
-    window = min(4 * _LONGEST_CYCLE, len(trace) // 2)
-    last = [(step.thread, step.place, step.op) for step in trace[-window:]]
+    """The steps that each thread makes again and again at the end, if they are found."""
+    trace, changed = execution.trace, execution.changed
+    if 2 * changed < execution.steps:
+        message, end = f"nothing changes after {changed:,} steps, and nothing ends", trace[changed:]
+    else:
+        message, end = f"no end after {execution.steps:,} steps", trace[-_LONGEST_CYCLE:]
+    going = []
+    for thread in sorted({step.thread for step in end}):
+        cycle = _round([step for step in trace if step.thread == thread])
+        if cycle:
+            going.append(f"thread {thread} goes round in {_places(cycle)}")
+    return "; ".join([f"Livelock: {message}", *going]) + "."
+
+
+def _round(steps: Sequence[Step]) -> Sequence[Step]:
+    """The last round of what is the same again and again in the end; nothing if it is not."""
+    window = min(4 * _LONGEST_CYCLE, len(steps) // 2)
+    last = [(step.place, step.op) for step in steps[-window:]]
     for period in range(1, _LONGEST_CYCLE + 1):
         if len(last) > 2 * period and last[period:] == last[:-period]:
-            cycle = trace[-period:]
-            going = "; ".join(
-                f"thread {thread} goes round in {_places(s for s in cycle if s.thread == thread)}"
-                for thread in sorted({step.thread for step in cycle})
-            )
-            return f"{message}; {going}."
-    return f"{message}."
+            return steps[-period:]
+    return ()
 
 
 def _places(steps: Iterable[Step]) -> str:
