@@ -53,7 +53,8 @@ __all__ = [
 ]
 
 _DEFAULT_FRONT_ENTRIES: Final = 1_000
-_MOST_USES: Final = 256
+_MANY_USES: Final = 256
+_MOST_USES: Final = 16 * _MANY_USES
 _READERS: Final = 4
 
 _SQLITE_MAGIC: Final = b"SQLite format 3\x00"
@@ -496,9 +497,13 @@ class _Front:
         if now >= entry.expires:
             return None
         self._uses.append(key)
-        if len(self._uses) >= _MOST_USES:
-            with self._lock:
+        # One sees to what has piled up, and the others go on meanwhile, up to a bound.
+        many = len(self._uses)
+        if many >= _MANY_USES and self._lock.acquire(blocking=many >= _MOST_USES):
+            try:
                 self._work_off()
+            finally:
+                self._lock.release()
         return entry
 
     def find(self, key: str, now: float) -> _Entry | None:

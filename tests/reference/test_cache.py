@@ -329,8 +329,16 @@ def test_what_was_used_is_worked_off_before_it_piles_up():
         cache.set("a", 1)
         for _ in range(1_000):
             cache.get("a")
-            assert len(cache._front._uses) < module._MOST_USES
+            assert len(cache._front._uses) < module._MANY_USES
         assert cache.stats().hits == 1_000
+
+
+def test_hits_go_on_while_another_thread_has_the_lock_for_long():
+    with Cache() as cache:
+        cache.set("a", 1)
+        with cache._front._lock:
+            hits = [cache.get("a") for _ in range(2 * module._MANY_USES)]
+        assert cache.stats().hits == len(hits)
 
 
 def test_a_value_that_was_read_before_the_close_is_not_to_be_had_after_it():
