@@ -175,14 +175,21 @@ def seconds_without_core() -> float:
 
 
 def is_runnable(native_id: int) -> bool:
-    """Whether a thread of this process wants to run, if on a busy machine; False where unknown."""
+    """Whether a thread of this process wants to run, if on a busy machine; False where unknown.
+
+    Asked in the middle of a controlled execution: a codec would be imported, and take locks.
+    """
     try:
-        stat = Path(f"/proc/self/task/{native_id}/stat").read_text(
-            encoding="ascii", errors="replace"
-        )
-        return stat.rpartition(")")[2].split()[0] == "R"
-    except (OSError, IndexError):
+        file = os.open(b"/proc/self/task/%d/stat" % native_id, os.O_RDONLY)
+    except OSError:
         return False
+    try:
+        stat = os.read(file, 1_000)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return stat.rpartition(b")")[2].lstrip().startswith(b"R")
 
 
 def facts() -> Interpreter:

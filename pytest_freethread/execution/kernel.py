@@ -780,7 +780,11 @@ class Kernel:
         others = {index for index in self.ready if index != me.index}
         if steps < self.followed or not others:
             return False
-        starving = {index for index in others if steps - self.tasks[index].left >= self.stint}
+        # Rather not while a lock is held or asked for: whoever goes first may only come to wait for
+        # it, and while anybody stands before a lock nobody is quick.
+        engaged = me.held or me.gate is not None
+        hungry = self.max_steps // 2 if engaged else self.stint
+        starving = {index for index in others if steps - self.tasks[index].left >= hungry}
         if starving:
             self.stint = max(_LOOK, self.stint // 2)
             for index in (me.index, *others - starving):

@@ -884,3 +884,15 @@ def test_an_exploration_is_tied_to_the_core_that_it_is_told(make_module):
     core.tie(threading.get_native_id())
     core.release()
     assert os.sched_getaffinity(0) == set(allowed)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is not known elsewhere")
+def test_whether_a_thread_is_runnable_is_asked_without_an_import(run_program):
+    run_program("""
+        import sys, threading
+        from pytest_freethread import interpreter
+
+        modules = set(sys.modules)
+        assert interpreter.is_runnable(threading.get_native_id())
+        assert set(sys.modules) == modules
+    """)
