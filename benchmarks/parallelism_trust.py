@@ -69,11 +69,14 @@ class Subject:
     never: Verdict
 
 
+COMPUTED = Verdict.PASSED if interpreter.gil_enabled() else Verdict.FAILED
+"""What is false of a task that computes: with the GIL nothing can do so in parallel."""
+
 SUBJECTS = (
-    Subject(name="computes in parallel", task=compute, never=Verdict.FAILED),
+    Subject(name="computes in parallel", task=compute, never=COMPUTED),
     Subject(name="behind one lock", task=Counter_().work, never=Verdict.PASSED),
     Subject(name="sleeps", task=sleep, never=Verdict.FAILED),
-    Subject(name="takes 50 µs", task=tiny, never=Verdict.FAILED),
+    Subject(name="takes 50 µs", task=tiny, never=COMPUTED),
 )
 
 
@@ -123,7 +126,7 @@ def series(tries: int, seconds: float) -> int:
             naive += (once < ASKED) is (subject.never is Verdict.FAILED)
             named += "Counter_._lock (parallelism_trust.py:" in str(scaling)
         false += verdicts[subject.never]
-        red = f", the lock named in {named}" if subject.never is Verdict.PASSED else ""
+        red = f", the lock named in {named}" if subject.name == "behind one lock" else ""
         print(
             f"  {subject.name:<22}"
             + "".join(f"{verdicts[each]:>4} {each.name.lower():<13}" for each in Verdict)
