@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import math
 import sys
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from pytest_freethread.execution.kernel import Chooser, Hear
-    from pytest_freethread.records import ControlledExecution, Finding, Phase
+    from pytest_freethread.records import ControlledExecution, Event, Finding, Phase
     from pytest_freethread.scheduling import Pending, Scheduler, Turns
     from pytest_freethread.suspecting import Attempt, Choices, Run
 
@@ -610,9 +611,14 @@ class _Explorer:
         if not self.thorough:
             return self.finding(symptom, execution, found, (1, 1))
         if self.only_alone:
-            seen = self.symptom(self.replay([], max_steps=execution.steps + 1))
-            same = seen is not None and seen.key == symptom.key
-            return self.finding(symptom, execution, found, (int(same), 1))
+            # Heard, it does not depend on what was known to be shared, as the first one may have.
+            one, other = (
+                self.replay([], max_steps=_MOST_STEPS, until=math.inf, hear=_ignore)
+                for _ in range(2)
+            )
+            keys = [seen.key for seen in map(self.symptom, (one, other)) if seen is not None]
+            same = keys == [symptom.key] * 2 and one.schedule == other.schedule
+            return self.finding(symptom, one if same else execution, found, (int(same), 1))
         # Under the same probes as any replay: others would count the steps in another way.
         self.controlled.choose_everywhere(True)
         if self.passed is not None and self.again(_expanded(self.passed), symptom, record=False):
@@ -859,6 +865,10 @@ def _smaller(runs: Runs) -> Iterator[Runs]:
 
 def _size(runs: Runs) -> tuple[int, int]:
     return len(runs), sum(steps for _, steps in runs)
+
+
+def _ignore(_: list[Event]) -> None:
+    pass
 
 
 def _runs(execution: ControlledExecution) -> Runs:

@@ -390,10 +390,13 @@ def test_a_race_at_the_end_of_a_long_execution_is_told_though_not_run_again():
 
 
 @pytest.mark.usefixtures("short_is_long")
-def test_what_fails_at_the_end_of_a_long_execution_fails_again_in_a_second_one():
-    result = explore(count_long_and_fail, setup=Guarded, schedules=1, seconds=60)
+@pytest.mark.parametrize("races", ["off", "note"])
+def test_what_fails_at_the_end_of_a_long_execution_fails_again_in_a_second_one(races):
+    result = explore(count_long_and_fail, setup=Guarded, races=races, schedules=1, seconds=60)
     [finding] = [each for each in result.findings if each.severity == "error"]
     assert (finding.kind, finding.reproduced) == ("exception", (1, 1))
+    again = replay(finding.token, count_long_and_fail, threads=2, setup=Guarded)
+    assert again.findings[0].message == finding.message
 
 
 def count_on(state):
